@@ -1,0 +1,1 @@
+"""TFDS builders. Importing a builder's package registers it with `tfds.load`."""

@@ -1,0 +1,142 @@
+"""Simulates many lenses on several processes, with progress, resumable after interruption.
+
+Examples are simulated in blocks. A finished block is written to a file of its own, under a
+temporary name that is then renamed; a later run with the same request reads it instead of
+simulating again. Blocks are yielded in order, so the result does not depend on the number of
+processes or on interruptions.
+
+This module and all that it imports are free of TensorFlow, so that spawned workers start in
+about a second.
+"""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dlens_tf.simulation.recipes import CLASSES, get_recipe
+from dlens_tf.simulation.simulator import SIMULATOR_VERSION, simulate
+
+BLOCK_SIZE = 100
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A contiguous range of examples of one class."""
+
+    recipe: str
+    dm_class: str
+    seed: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def file_name(self) -> str:
+        request = json.dumps([SIMULATOR_VERSION, dataclasses.astuple(self)])
+        return f"block-{hashlib.sha256(request.encode()).hexdigest()[:24]}.npz"
+
+
+def plan(
+    recipe: str, classes: Sequence[str], seed: int, start: int, num_per_class: int
+) -> list[Block]:
+    """The blocks of examples start … start + num_per_class - 1 of each class, interleaved.
+
+    Classes alternate block by block, so that a data set read in order is not sorted by class.
+    """
+    stop = start + num_per_class
+    return [
+        Block(recipe, dm_class, seed, first, min(first + BLOCK_SIZE, stop))
+        for first in range(start, stop, BLOCK_SIZE)
+        for dm_class in classes
+    ]
+
+
+def simulate_block(block: Block) -> dict[str, np.ndarray]:
+    """Arrays over the block's examples, keyed as the TFDS features.
+
+    Keys: `image` float32 [N, H, W, 1], `label` int64 [N], `parameters/<name>` float32 [N] and
+    `metadata/<name>` float32 or int64 [N].
+    """
+    recipe = get_recipe(block.recipe)
+    lenses = [
+        simulate(recipe, block.dm_class, block.seed, index)
+        for index in range(block.start, block.stop)
+    ]
+    arrays = {
+        "image": np.stack([lens.image for lens in lenses]),
+        "label": np.full(len(lenses), CLASSES.index(block.dm_class), np.int64),
+    }
+    for name in lenses[0].parameters:
+        arrays[f"parameters/{name}"] = np.float32([lens.parameters[name] for lens in lenses])
+    for name, value in lenses[0].metadata.items():
+        dtype = np.int64 if isinstance(value, int) else np.float32
+        arrays[f"metadata/{name}"] = np.array([lens.metadata[name] for lens in lenses], dtype)
+    return arrays
+
+
+def _simulate_to_file(task: tuple[Block, str]) -> None:
+    block, path = task
+    partial = f"{path}.{os.getpid()}.partial"
+    with open(partial, "wb") as file:
+        np.savez(file, **simulate_block(block))
+    os.replace(partial, path)
+
+
+def _ignore_interrupts() -> None:
+    # Ctrl-C goes to the whole process group; the parent alone should answer it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def run_blocks(blocks: Sequence[Block], folder: Path, workers: int) -> Iterator[int]:
+    """Simulates the blocks that `folder` lacks; yields the size of each block as it is ready.
+
+    Args:
+      blocks: what to simulate.
+      folder: where block files are kept; made if missing.
+      workers: processes; 1 simulates in this process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob("*.partial"):
+        leftover.unlink()
+    todo = []
+    for block in blocks:
+        if (folder / block.file_name).exists():
+            yield len(block)
+        else:
+            todo.append((block, str(folder / block.file_name)))
+    if workers <= 1 or len(todo) <= 1:
+        for task in todo:
+            _simulate_to_file(task)
+            yield len(task[0])
+        return
+    # Spawned rather than forked: TensorFlow's threads do not survive a fork. One thread each:
+    # the processes already fill the cores.
+    saved = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(min(workers, len(todo)), initializer=_ignore_interrupts) as pool:
+            for (block, _), _ in zip(todo, pool.imap(_simulate_to_file, todo), strict=True):
+                yield len(block)
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def read_block(block: Block, folder: Path) -> dict[str, np.ndarray]:
+    """Reads a block that `run_blocks` has finished."""
+    with np.load(folder / block.file_name, allow_pickle=False) as arrays:
+        return dict(arrays)

@@ -1,0 +1,87 @@
+"""Noise laws of the recipes, with their variances.
+
+Each takes a noise-free image and a generator and returns a `NoisyImage`. The signal-to-noise
+of an image is the matched-filter one, sqrt(Σ signal² / variance) over its pixels.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from dlens_tf.simulation.recipes import Recipe
+
+DEEPLENSE_BACKGROUND_RMS = 0.01
+"""Model I's background noise, in its flux unit (RECIPE: N(0, 0.01²))."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NoisyImage:
+    """An image as observed.
+
+    Attributes:
+      image: float64 [H, W], in the recipe's flux unit.
+      exposure_time: seconds (Model I: its own unit).
+      background_rms: noise of a pixel without source, in the image's unit; 0 without noise.
+      snr: matched-filter signal-to-noise; None without noise.
+    """
+
+    image: np.ndarray
+    exposure_time: float
+    background_rms: float
+    snr: float | None
+
+
+def _matched_filter_snr(signal: np.ndarray, variance: np.ndarray) -> float:
+    return float(np.sqrt(np.sum(signal**2 / variance)))
+
+
+def deeplense_counts_variance(model: np.ndarray, exposure_time: float) -> np.ndarray:
+    """Variance of Model I counts where they are far above zero: 2 t I + (0.01 t)²."""
+    return 2.0 * exposure_time * model + (DEEPLENSE_BACKGROUND_RMS * exposure_time) ** 2
+
+
+def _deeplense_counts(model: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> NoisyImage:
+    """Model I: Gaussian shot noise and background, then a Poisson draw of the clipped sum."""
+    exposure_time = 10.0 ** rng.uniform(*recipe.exposure_log10)
+    shot = rng.normal(size=model.shape) * np.sqrt(np.abs(model) / exposure_time)
+    background = rng.normal(size=model.shape) * DEEPLENSE_BACKGROUND_RMS
+    rate = exposure_time * (model + shot + background)
+    return NoisyImage(
+        image=rng.poisson(np.maximum(rate, 0.0)).astype(np.float64),
+        exposure_time=exposure_time,
+        background_rms=DEEPLENSE_BACKGROUND_RMS * exposure_time,
+        snr=_matched_filter_snr(
+            exposure_time * model, deeplense_counts_variance(model, exposure_time)
+        ),
+    )
+
+
+def _instrument(model: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> NoisyImage:
+    """Sky and read noise plus Gaussian shot noise, lenstronomy's `noise_for_model`."""
+    instrument = recipe.instrument
+    background = instrument.background_rms
+    shot = instrument.shot_noise(model)
+    noise = background * rng.normal(size=model.shape) + shot * rng.normal(size=model.shape)
+    return NoisyImage(
+        image=model + noise,
+        exposure_time=instrument.total_exposure_time,
+        background_rms=background,
+        snr=_matched_filter_snr(model, background**2 + shot**2),
+    )
+
+
+def _none_doubled(model: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> NoisyImage:
+    """Published Models II and III: the model added to itself."""
+    return NoisyImage(2.0 * model, recipe.instrument.total_exposure_time, 0.0, None)
+
+
+_LAWS = {
+    "deeplense_counts": _deeplense_counts,
+    "instrument": _instrument,
+    "none_doubled": _none_doubled,
+}
+
+
+def observe(model: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> NoisyImage:
+    """Adds the recipe's noise to a noise-free image [H, W]."""
+    return _LAWS[recipe.noise](model, recipe, rng)
