@@ -116,7 +116,6 @@ class Recipe:
       symmetry: of the prior: "rot180" (only the half turn leaves it as it is) or "d4" (quarter
         turns and mirror images too).
       vortex: substructure of the class axion.
-      vortex_angle: prior of the vortex's position angle, rad.
       subhalos: substructure of the class cdm.
       source_amplitude: surface brightness at R_sersic, for recipes whose source has no magnitude.
       exposure_log10: log10 of the range of exposure times, for "deeplense_counts".
@@ -138,7 +137,6 @@ class Recipe:
     supersampling: int = 1
     symmetry: str = "rot180"
     vortex: Vortex = Vortex()
-    vortex_angle: Prior = Uniform(0.0, 2.0 * math.pi)
     subhalos: PointSubhalos = PointSubhalos(number=25, poisson=False, slope=-0.9)
     source_amplitude: float | None = None
     exposure_log10: tuple[float, float] = (3.0, 3.5)
@@ -164,7 +162,7 @@ class Recipe:
         if choose("class", dm_class, CLASSES) == "axion":
             priors = {
                 "log10_m_axion": Uniform(-24.0, -22.0),
-                "phi_vortex": self.vortex_angle,
+                "phi_vortex": Uniform(0.0, math.pi),
                 **priors,
             }
         return ParameterSet.from_priors(priors)
@@ -207,7 +205,6 @@ _PHYSICAL_LENS: dict[str, Prior] = {
 _PHYSICAL_RULES = {
     "noise": "instrument",
     "symmetry": "d4",
-    "vortex_angle": Uniform(0.0, math.pi),
     "subhalos": PointSubhalos(number=25, poisson=True, slope=-1.9),
 }
 

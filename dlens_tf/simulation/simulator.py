@@ -60,7 +60,6 @@ def simulate(recipe: Recipe, dm_class: str, seed: int, index: int) -> Lens:
         points = vortex_points(
             recipe.vortex, parameters["log10_m_axion"], parameters["phi_vortex"], recipe
         )
-        parameters["phi_vortex"] %= np.pi
     elif dm_class == "cdm":
         points = draw_subhalos(recipe.subhalos, substructure_rng, recipe)
     else:

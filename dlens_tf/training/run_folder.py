@@ -1,0 +1,112 @@
+"""A run's folder, which tells the run's whole story.
+
+    flags.cfg         a flagfile that repeats the run
+    run.json          data set, targets, model: what evaluation and export need
+    environment.json  versions, machine, git commit
+    checkpoints/      of the training, to resume it
+    logs/             TensorBoard
+    metrics.jsonl     one line per log interval and validation
+    model.keras       the best model so far, with averaged weights
+    evaluation/       written by tools/evaluate.py
+    export/           written by tools/export.py
+"""
+
+import functools
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from dlens_tf import __version__
+from dlens_tf.errors import UserError
+from dlens_tf.parameters import ParameterSet
+
+
+class RunFolder:
+    """Paths and contents of a run's folder."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """Opens an existing run; raises a `UserError` if `path` isn't one."""
+        run = cls(path)
+        if not run.config_path.is_file():
+            raise UserError(f"{path} is not a run folder (it has no run.json); see tools/train.py")
+        return run
+
+    config_path = property(lambda self: self.path / "run.json")
+    flags_path = property(lambda self: self.path / "flags.cfg")
+    environment_path = property(lambda self: self.path / "environment.json")
+    checkpoints_dir = property(lambda self: self.path / "checkpoints")
+    logs_dir = property(lambda self: self.path / "logs")
+    metrics_path = property(lambda self: self.path / "metrics.jsonl")
+    model_path = property(lambda self: self.path / "model.keras")
+    evaluation_dir = property(lambda self: self.path / "evaluation")
+    export_dir = property(lambda self: self.path / "export")
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """Contents of run.json."""
+        return json.loads(self.config_path.read_text())
+
+    @property
+    def targets(self) -> ParameterSet:
+        """The inferred parameters, in the order of the model's outputs."""
+        return ParameterSet.from_dicts(self.config["targets"])
+
+    def load_model(self):
+        """The best model of the run, a `keras.Model`.
+
+        Raises:
+          UserError: if training has not written one yet.
+        """
+        import keras
+
+        import dlens_tf.models  # noqa: F401 (registers the layers)
+
+        if not self.model_path.is_file():
+            raise UserError(f"{self.path} has no model.keras yet; let the training validate once")
+        return keras.models.load_model(self.model_path, compile=False)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON under a temporary name, then renames."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that holds this package, with "+changes" if it is not clean."""
+    root = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    if not (root / "setup.py").is_file():
+        return None
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git commit, JSON-ready."""
+    from importlib import metadata
+
+    packages = ["tensorflow", "keras", "keras-cv", "tensorflow-datasets", "lenstronomy", "numpy"]
+    return {
+        "dlens_tf": __version__,
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "cpus": os.cpu_count(),
+        **{package: metadata.version(package) for package in packages},
+    }
