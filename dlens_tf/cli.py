@@ -4,8 +4,11 @@ A tool is a module with flags, a `main(argv)` and `entry = cli.program(main)`; i
 TensorFlow inside `main`, so that `--help` answers at once.
 """
 
+import importlib.abc
+import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -14,6 +17,49 @@ from dlens_tf.errors import UserError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+
+
+class _SilentImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports one package with the process's stderr set aside.
+
+    TensorFlow's C++ code logs while it is loaded, before any setting of its own can stop it, so
+    the file descriptor itself is redirected. If the import fails, what was written is shown.
+    """
+
+    def __init__(self, package: str):
+        self._package = package
+        self._searching = False
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != self._package or self._searching:
+            return None
+        self._searching = True  # lets the finders behind this one answer
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._searching = False
+        if spec is not None:
+            self._loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module):
+        module.__spec__.loader = module.__loader__ = self._loader
+        with tempfile.TemporaryFile() as messages:
+            sys.stderr.flush()
+            screen = os.dup(2)
+            os.dup2(messages.fileno(), 2)
+            try:
+                self._loader.exec_module(module)
+            except BaseException:
+                messages.seek(0)
+                os.write(screen, messages.read())
+                raise
+            finally:
+                os.dup2(screen, 2)
+                os.close(screen)
 
 
 def quiet_tensorflow() -> None:
@@ -25,20 +71,31 @@ def quiet_tensorflow() -> None:
         # Stops TensorFlow from looking, and complaining, where there is no NVIDIA driver.
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     logging.set_verbosity(logging.WARNING)
+    silenced = any(isinstance(finder, _SilentImport) for finder in sys.meta_path)
+    if "tensorflow" not in sys.modules and not silenced:
+        sys.meta_path.insert(0, _SilentImport("tensorflow"))
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"error: {error}; see --help", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
 
 
 def program(main: Callable[[Sequence[str]], int | None]) -> Callable[[], None]:
     """Wraps a tool's `main` into a function for `__main__` and console scripts.
 
-    A `UserError` is printed as one line on stderr and exits with status 2; Ctrl-C exits with
+    A wrong flag or a `UserError` is printed as one line on stderr and exits with status 2; Ctrl-C exits with
     status 130. Anything else is a defect and keeps its traceback.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected argument '{argv[1]}'; flags start with --")
         quiet_tensorflow()
         try:
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument '{argv[1]}'; flags start with --")
             return main(argv)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -54,7 +111,7 @@ def program(main: Callable[[Sequence[str]], int | None]) -> Callable[[], None]:
             return EXIT_INTERRUPTED
 
     def entry() -> None:
-        app.run(guarded)
+        app.run(guarded, flags_parser=_parse_flags)
 
     return entry
 

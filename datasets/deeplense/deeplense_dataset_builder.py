@@ -11,9 +11,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from dlens_tf import __version__
-from dlens_tf.simulation import catalogue
 from dlens_tf.errors import UserError
-from dlens_tf.simulation import generate
+from dlens_tf.simulation import catalogue, generate
 from dlens_tf.simulation.recipes import CLASSES
 from dlens_tf.simulation.simulator import SIMULATOR_VERSION
 
@@ -174,9 +173,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, blocks):
         return self._examples(blocks)
 
-    def discard_blocks(self) -> None:
-        """Removes the block files; called once the data set is complete."""
+    def download_and_prepare(self, **kwargs: Any) -> None:
+        """Simulates and writes the data set, then discards the block files."""
+        super().download_and_prepare(**kwargs)
         shutil.rmtree(self.blocks_dir, ignore_errors=True)
+        for folder in self.blocks_dir.parents[:2]:  # .dlens_blocks/deeplense/<config>
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def check_matches(self) -> None:
         """Checks that the data set on disk is the one that this builder would make.

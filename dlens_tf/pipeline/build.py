@@ -1,7 +1,9 @@
 """Building a data set with its TFDS builder, with progress on the terminal."""
 
+import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +20,17 @@ def _check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}") from error
+
+
+def _prepare(builder, num_shards: int) -> None:
+    import tensorflow_datasets as tfds
+
+    # TFDS announces a download and makes a folder for it, though there is none.
+    with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(None):
+        builder.download_and_prepare(
+            download_dir=unused,
+            download_config=tfds.download.DownloadConfig(num_shards=num_shards),
+        )
 
 
 def build_dataset(
@@ -47,7 +60,7 @@ def build_dataset(
       overwrite: whether to build again where a data set exists.
 
     Raises:
-      UserError: if the folder can't be written, or holds a data set made otherwise.
+      UserError: if the folder can't be written, or holds something else.
     """
     import tensorflow_datasets as tfds
 
@@ -55,25 +68,19 @@ def build_dataset(
 
     data_dir = Path(data_dir)
     _check_writable(data_dir)
-    bar = tqdm(desc=f"simulate {config}", unit="image", smoothing=0.05)
+    bar = None
 
     def progress(done: int, total: int, rate: float) -> None:
+        nonlocal bar
         del rate
-        bar.total = total
+        if bar is None:
+            bar = tqdm(desc=f"simulate {config}", total=total, unit="image", smoothing=0.05)
         bar.update(done - bar.n)
+        if done == total:
+            bar.set_description(f"write {config}")
 
-    builder = tfds.builder(
-        f"{dataset}/{config}",
-        data_dir=data_dir,
-        sizes=dict(sizes),
-        seed=seed,
-        workers=workers,
-        progress=progress,
-    )
-    path = Path(builder.data_dir)
-    if path.exists() and overwrite:
-        shutil.rmtree(path)
-        builder = tfds.builder(
+    def make_builder():
+        return tfds.builder(
             f"{dataset}/{config}",
             data_dir=data_dir,
             sizes=dict(sizes),
@@ -81,25 +88,28 @@ def build_dataset(
             workers=workers,
             progress=progress,
         )
+
+    builder = make_builder()
+    path = Path(builder.data_dir)
+    if path.exists() and overwrite:
+        shutil.rmtree(path)
+        builder = make_builder()
     if path.exists():
+        if not builder.info.splits:
+            raise UserError(f"{path} is no data set; remove it or add --overwrite")
         builder.check_matches()
-        bar.close()
         print(f"{path} is complete already")
         return path
-    for leftover in path.parent.glob(f"*.incomplete*"):
+    for leftover in path.parent.glob("*.incomplete*"):
         shutil.rmtree(leftover)
     tfds.disable_progress_bar()
     try:
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(
-                num_shards=min(num_shards, min(sizes.values()) * len(builder.spec.classes))
-            )
-        )
+        _prepare(builder, min(num_shards, min(sizes.values()) * len(builder.spec.classes)))
     except OSError as error:
         raise UserError(f"can't write to {data_dir}: {error.strerror or error}") from error
     finally:
-        bar.close()
-    builder.discard_blocks()
+        if bar is not None:
+            bar.close()
     for name, split in builder.info.splits.items():
         print(f"{name}: {split.num_examples} examples in {len(split.shard_lengths)} shards")
     print(f"wrote {path}")

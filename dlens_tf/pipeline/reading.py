@@ -90,16 +90,53 @@ def open_dataset(dataset: str, config: str, data_dir: str | Path) -> DatasetFold
     return folder
 
 
-def decode_batch(serialized: tf.Tensor, folder: DatasetFolder) -> dict[str, tf.Tensor]:
+def decode_batch(
+    serialized: tf.Tensor, folder: DatasetFolder, features: Sequence[str] | None = None
+) -> dict[str, tf.Tensor]:
     """Parses a batch of serialized examples, [B] strings, into flat features.
+
+    Args:
+      serialized: records.
+      folder: the data set they are from.
+      features: parse only these and `image`; None parses all.
 
     Returns:
       `image` float32 [B, H, W, C]; every other feature [B] under its flat name.
     """
-    features = tf.io.parse_example(serialized, folder.info.features.tf_example_spec)
-    flux = tf.io.decode_raw(features["image"], tf.float32, little_endian=True)
-    features["image"] = tf.reshape(flux, (-1, *folder.image_shape))
-    return features
+    spec = folder.info.features.tf_example_spec
+    if features is not None:
+        spec = {name: spec[name] for name in ("image", *features)}
+    batch = tf.io.parse_example(serialized, spec)
+    flux = tf.io.decode_raw(batch["image"], tf.float32, little_endian=True)
+    batch["image"] = tf.reshape(flux, (-1, *folder.image_shape))
+    return batch
+
+
+def _kept_batches(
+    records: tf.data.Dataset,
+    folder: DatasetFolder,
+    batch_size: int,
+    classes: Sequence[str] | None,
+    features: Sequence[str] | None,
+    drop_remainder: bool = False,
+) -> tf.data.Dataset:
+    """Batches of decoded records, of the chosen classes only."""
+    stored = folder.metadata["classes"]
+    for name in classes or ():
+        choose(f"class of {folder.path}", name, stored)
+    if classes is not None and set(classes) != set(stored):
+        labels = [CLASSES.index(name) for name in classes]
+        wanted = tf.constant(labels, tf.int64)
+        label_spec = {"label": folder.info.features.tf_example_spec["label"]}
+
+        def keep(serialized: tf.Tensor) -> tf.Tensor:
+            label = tf.io.parse_single_example(serialized, label_spec)["label"]
+            return tf.reduce_any(label == wanted)
+
+        records = records.filter(keep)
+    decode = functools.partial(decode_batch, folder=folder, features=features)
+    batches = records.batch(batch_size, drop_remainder=drop_remainder)
+    return batches.map(decode, num_parallel_calls=1).prefetch(2)
 
 
 def read_batches(
@@ -107,6 +144,7 @@ def read_batches(
     split: str,
     batch_size: int,
     classes: Sequence[str] | None = None,
+    features: Sequence[str] | None = None,
 ) -> tf.data.Dataset:
     """Streams a split in stored order.
 
@@ -115,6 +153,7 @@ def read_batches(
       split: "train", "validation" or "test".
       batch_size: examples in a batch; the last one may be smaller.
       classes: keep only these classes; None keeps all.
+      features: decode only these and `image`; None decodes all.
 
     Returns:
       Batches as `decode_batch` describes them.
@@ -123,19 +162,28 @@ def read_batches(
       UserError: if the split or a class is unknown.
     """
     records = tf.data.TFRecordDataset(folder.shards(split), buffer_size=8 << 20)
-    decode = functools.partial(decode_batch, folder=folder)
-    if classes is None or set(classes) >= set(folder.metadata["classes"]):
-        batches = records.batch(batch_size).map(decode, num_parallel_calls=1)
-    else:
-        labels = tf.constant([CLASSES.index(choose("class", name, CLASSES)) for name in classes])
-        kept = (
-            records.batch(batch_size)
-            .map(decode, num_parallel_calls=1)
-            .unbatch()
-            .filter(lambda example: tf.reduce_any(example["label"] == tf.cast(labels, tf.int64)))
-        )
-        batches = kept.batch(batch_size)
-    return batches.prefetch(2)
+    return _kept_batches(records, folder, batch_size, classes, features)
+
+
+def read_shuffled_batches(
+    folder: DatasetFolder,
+    split: str,
+    batch_size: int,
+    seed: int,
+    buffer_size: int,
+    classes: Sequence[str] | None = None,
+    features: Sequence[str] | None = None,
+) -> tf.data.Dataset:
+    """Streams a split once, shuffled by `seed`, in full batches only.
+
+    Shards are put in random order and read four at a time; a buffer of `buffer_size` records
+    shuffles what comes out. The arguments are otherwise those of `read_batches`.
+    """
+    shards = tf.data.Dataset.from_tensor_slices(folder.shards(split))
+    shards = shards.shuffle(len(folder.shards(split)), seed=seed)
+    records = shards.interleave(tf.data.TFRecordDataset, cycle_length=4, num_parallel_calls=1)
+    records = records.shuffle(buffer_size, seed=seed)
+    return _kept_batches(records, folder, batch_size, classes, features, drop_remainder=True)
 
 
 @contextmanager

@@ -138,5 +138,8 @@ def run_blocks(blocks: Sequence[Block], folder: Path, workers: int) -> Iterator[
 
 def read_block(block: Block, folder: Path) -> dict[str, np.ndarray]:
     """Reads a block that `run_blocks` has finished."""
-    with np.load(folder / block.file_name, allow_pickle=False) as arrays:
+    with (
+        open(folder / block.file_name, "rb") as file,
+        np.load(file, allow_pickle=False) as arrays,
+    ):
         return dict(arrays)

@@ -7,8 +7,10 @@ the image centred on the origin, e1/e2 and gamma1/gamma2 in Cartesian components
 import functools
 import warnings
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from dlens_tf.simulation.cosmology import flat_lambda_cdm
 from dlens_tf.simulation.recipes import Recipe
@@ -91,3 +93,52 @@ def render(recipe: Recipe, parameters: Mapping[str, float], points: PointMasses)
     else:
         source["amp"] = recipe.source_amplitude
     return image_model.image(lens_kwargs(parameters, points), [source])
+
+
+class SmoothOptics(NamedTuple):
+    """What a fixed macro-model does to any source.
+
+    Attributes:
+      beta_x: unlensed x of each pixel centre, [num_pix, num_pix], arcsec.
+      beta_y: unlensed y.
+      psf: kernel of odd side, sum 1, at pixel resolution.
+      amplitude: flux of a pixel at the source's R_sersic, before the PSF.
+    """
+
+    beta_x: np.ndarray
+    beta_y: np.ndarray
+    psf: np.ndarray
+    amplitude: float
+
+
+def smooth_optics(recipe: Recipe) -> SmoothOptics:
+    """Ray-shoots the macro-model of a recipe that fixes it, without supersampling."""
+    image_model, magnitude2amplitude = _sim_api(recipe.name, 0)
+    fixed = {p.name: p.prior.mean for p in recipe.shared_parameters}
+    x, y = image_model.Data.pixel_coordinates
+    beta = image_model.LensModel.ray_shooting(
+        x.ravel(), y.ravel(), lens_kwargs(fixed, PointMasses.none())
+    )
+    # lenstronomy convolves Gaussian PSFs with the same truncated filter.
+    radius = int(recipe.instrument.psf_truncation * _psf_sigma_pixels(recipe) + 0.5)
+    delta = np.zeros((2 * radius + 1, 2 * radius + 1))
+    delta[radius, radius] = 1.0
+    psf = ndimage.gaussian_filter(
+        delta, _psf_sigma_pixels(recipe), truncate=recipe.instrument.psf_truncation
+    )
+    amplitude = recipe.source_amplitude
+    if amplitude is None:
+        source = source_kwargs(fixed) | {"magnitude": fixed["source_magnitude"]}
+        _, (source,), _ = magnitude2amplitude(kwargs_source_mag=[source])
+        amplitude = source["amp"]
+    return SmoothOptics(
+        beta[0].reshape(x.shape),
+        beta[1].reshape(x.shape),
+        psf / psf.sum(),
+        amplitude * recipe.instrument.pixel_scale**2,
+    )
+
+
+def _psf_sigma_pixels(recipe: Recipe) -> float:
+    fwhm_per_sigma = 2.0 * np.sqrt(2.0 * np.log(2.0))
+    return recipe.instrument.psf_fwhm / fwhm_per_sigma / recipe.instrument.pixel_scale

@@ -7,6 +7,7 @@ of an image is the matched-filter one, sqrt(Σ signal² / variance) over its pix
 import dataclasses
 
 import numpy as np
+from scipy import stats
 
 from dlens_tf.simulation.recipes import Recipe
 
@@ -85,3 +86,30 @@ _LAWS = {
 def observe(model: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> NoisyImage:
     """Adds the recipe's noise to a noise-free image [H, W]."""
     return _LAWS[recipe.noise](model, recipe, rng)
+
+
+def moments(
+    model: np.ndarray, recipe: Recipe, exposure_time: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of each pixel under the recipe's noise law.
+
+    Args:
+      model: noise-free image, any shape.
+      recipe: its noise law and instrument.
+      exposure_time: of the image; only Model I's law depends on it.
+
+    Returns:
+      (mean, variance), each of the shape of `model`, in the unit of the image and its square.
+    """
+    if recipe.noise == "none_doubled":
+        return 2.0 * model, np.zeros_like(model)
+    if recipe.noise == "instrument":
+        instrument = recipe.instrument
+        return model, instrument.background_rms**2 + instrument.shot_noise(model) ** 2
+    # A Poisson draw of the Gaussian rate cut at zero: E = E[max], Var = E[max] + Var[max].
+    center = exposure_time * model
+    sigma = np.sqrt(center + (DEEPLENSE_BACKGROUND_RMS * exposure_time) ** 2)
+    above, density = stats.norm.cdf(center / sigma), stats.norm.pdf(center / sigma)
+    mean = center * above + sigma * density
+    square = (center**2 + sigma**2) * above + center * sigma * density
+    return mean, mean + square - mean**2

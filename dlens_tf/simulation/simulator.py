@@ -28,6 +28,7 @@ class Lens:
       model: float64 [H, W], the noise-free image before the noise law.
       dm_class: "no_sub", "axion" or "cdm".
       parameters: value of each parameter of the class.
+      points: the substructure.
       metadata: pixel_scale, exposure_time, background_rms, z_lens, z_source, seed, index, and
         snr where the recipe has noise.
     """
@@ -36,6 +37,7 @@ class Lens:
     model: np.ndarray
     dm_class: str
     parameters: dict[str, float]
+    points: PointMasses
     metadata: dict[str, float | int]
 
 
@@ -64,6 +66,7 @@ def simulate(recipe: Recipe, dm_class: str, seed: int, index: int) -> Lens:
         points = draw_subhalos(recipe.subhalos, substructure_rng, recipe)
     else:
         points = PointMasses.none()
+    points = points.shifted(parameters["center_x"], parameters["center_y"])
     model = lenstronomy_engine.render(recipe, parameters, points)
     observed = observe(model, recipe, noise_rng)
     metadata = {
@@ -78,4 +81,4 @@ def simulate(recipe: Recipe, dm_class: str, seed: int, index: int) -> Lens:
     if observed.snr is not None:
         metadata["snr"] = observed.snr
     image = observed.image.astype(np.float32)[..., np.newaxis]
-    return Lens(image, model, dm_class, parameters, metadata)
+    return Lens(image, model, dm_class, parameters, points, metadata)

@@ -20,6 +20,10 @@ class PointMasses:
     def none(cls) -> "PointMasses":
         return cls(np.empty(0), np.empty(0), np.empty(0))
 
+    def shifted(self, x: float, y: float) -> "PointMasses":
+        """The same masses moved by (x, y) arcsec."""
+        return PointMasses(self.x + x, self.y + y, self.theta_E)
+
     def __len__(self) -> int:
         return len(self.x)
 
@@ -31,7 +35,7 @@ def _theta_e(mass: np.ndarray, recipe: Recipe) -> np.ndarray:
 
 
 def vortex_points(vortex: Vortex, log10_m_axion: float, angle: float, recipe: Recipe) -> PointMasses:
-    """The beads of a vortex through the origin, at `angle` (rad) from +x towards +y."""
+    """The beads of a vortex about the origin, at `angle` (rad) from +x towards +y."""
     half_length = vortex.half_length(log10_m_axion)
     along = np.linspace(-half_length, half_length, vortex.num_beads)
     mass = np.full(vortex.num_beads, vortex.mass / vortex.num_beads)
@@ -41,7 +45,7 @@ def vortex_points(vortex: Vortex, log10_m_axion: float, angle: float, recipe: Re
 def draw_subhalos(
     subhalos: PointSubhalos, rng: np.random.Generator, recipe: Recipe
 ) -> PointMasses:
-    """Draws subhalos: masses by inverting the cumulative power law, then radii and angles."""
+    """Draws subhalos about the origin: masses by inverting the cumulative power law, then radii and angles."""
     number = int(rng.poisson(subhalos.number)) if subhalos.poisson else subhalos.number
     power = subhalos.slope + 1.0
     low, high = (m**power for m in subhalos.mass_range)

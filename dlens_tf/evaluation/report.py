@@ -1,0 +1,146 @@
+"""Writing an evaluation: JSON, plots, and one HTML page that needs nothing else.
+
+The page has its images inside it, makes no request, runs no script, and reads on a phone and on
+paper. Every text is escaped: names may come from files.
+"""
+
+import base64
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from dlens_tf.evaluation.metrics import MEANINGS, TITLES, Estimate
+from dlens_tf.training.run_folder import write_json
+
+UNITLESS = ("r2", "nll", "coverage_68", "coverage_95")
+
+
+def format_estimate(estimate: Estimate | None) -> str:
+    """ "0.128 ± 0.004": two digits of the error; "–" where there is no value."""
+    if estimate is None or estimate["value"] is None:
+        return "–"
+    value, error = estimate["value"], estimate["standard_error"]
+    if not error:
+        return f"{value:.4g}"
+    # Two digits of the error where it starts with 1, else one: 0.128 ± 0.004, 1.20 ± 0.013.
+    exponent = math.floor(math.log10(error))
+    digits = 1 - exponent if error < 2 * 10.0**exponent else -exponent
+    if -exponent > 6 or exponent > 5:
+        return f"{value:.4g} ± {error:.2g}"
+    return f"{value:.{max(0, digits)}f} ± {error:.{max(0, digits)}f}"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name, then renames."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz under a temporary name, then renames; never pickles."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    os.replace(partial, path)
+
+
+def metric_names(metrics: Mapping[str, Estimate]) -> list[str]:
+    """The metrics present, in the order of tables."""
+    return [name for name in TITLES if name in metrics]
+
+
+def text_table(result: Mapping[str, Any]) -> str:
+    """The compact table of each parameter for the terminal: our model first, then the rest."""
+    blocks = []
+    for name, entry in result["parameters"].items():
+        unit = f" [{entry['difference_unit']}]" if entry["difference_unit"] else ""
+        metrics = metric_names(entry["metrics"])
+        lines = [[name + unit, *(TITLES[m] for m in metrics), "MAE / limit"]]
+        for row in entry["rows"]:
+            cells = [format_estimate(row["metrics"].get(m)) for m in metrics]
+            lines.append([row["name"], *cells, format_estimate(row["mae_over_limit"])])
+        # Columns that say nothing for this parameter are left out.
+        keep = [i for i in range(len(lines[0])) if any(line[i] != "–" for line in lines[1:])]
+        widths = {i: max(len(line[i]) for line in lines) for i in keep}
+        blocks.append(
+            "\n".join(
+                "  ".join(
+                    line[i].rjust(widths[i]) if i else line[i].ljust(widths[i]) for i in keep
+                ).rstrip()
+                for line in lines
+            )
+        )
+    return "\n\n".join(blocks)
+
+
+def render_html(result: Mapping[str, Any], figures: Mapping[str, Mapping[str, bytes]]) -> str:
+    """The report as one HTML page.
+
+    Args:
+      result: what `evaluate.evaluate_run` returns.
+      figures: PNG bytes by parameter and plot name, see `PLOT_CAPTIONS`.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["estimate"] = format_estimate
+    inlined = {
+        name: [
+            (PLOT_CAPTIONS[plot], base64.b64encode(png).decode("ascii"))
+            for plot, png in plots.items()
+        ]
+        for name, plots in figures.items()
+    }
+    return environment.get_template("report.html").render(
+        result=result,
+        figures=inlined,
+        titles=TITLES,
+        meanings=MEANINGS,
+        unitless=UNITLESS,
+        metric_names=metric_names,
+    )
+
+
+PLOT_CAPTIONS = {
+    "scatter": "Predicted against true values.",
+    "residuals": "Error (predicted minus true) against the true value.",
+    "by_truth": "Mean absolute error by true value; vertical strokes are standard errors.",
+    "by_snr": "Mean absolute error by signal-to-noise; vertical strokes are standard errors.",
+    "calibration": "Calibration: errors in units of the predicted deviation against the unit "
+    "normal (left); fraction of truths inside central intervals (right).",
+    "images": "The best, most typical and worst predicted images, in arcsinh stretch.",
+}
+"""Plots of a parameter, in the order of the report."""
+
+
+def write_report(
+    folder: Path,
+    split: str,
+    result: Mapping[str, Any],
+    figures: Mapping[str, Mapping[str, bytes]],
+    predictions: Mapping[str, np.ndarray],
+) -> Path:
+    """Writes everything below `folder`; returns the page's path.
+
+    `<split>/predictions.npz`, `<split>/<parameter>_<plot>.png`, `<split>.html` and, last, so that
+    it stands only for a whole report, `<split>.json`.
+    """
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    write_arrays(folder / split / "predictions.npz", predictions)
+    for name, plots in figures.items():
+        for plot, png in plots.items():
+            write_bytes(folder / split / f"{name}_{plot}.png", png)
+    page = folder / f"{split}.html"
+    write_bytes(page, render_html(result, figures).encode("utf-8"))
+    write_json(folder / f"{split}.json", result)
+    return page

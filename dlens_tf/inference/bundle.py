@@ -1,0 +1,161 @@
+"""The served bundle on disk: where things are, and the manifest that says what it answers.
+
+    <base>/<integer version>/
+        saved_model.pb, variables/
+        assets.extra/dlens_manifest.json
+        assets.extra/tf_serving_warmup_requests
+
+Needs no TensorFlow, so that input can be checked before a model is loaded.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from dlens_tf.errors import UserError
+from dlens_tf.io.contract import ImageContract
+from dlens_tf.parameters import ParameterSet
+
+SAVED_MODEL = "saved_model.pb"
+EXTRA = "assets.extra"
+MANIFEST = "dlens_manifest.json"
+WARMUP_REQUESTS = "tf_serving_warmup_requests"
+MANIFEST_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a bundle answers and where it comes from.
+
+    Attributes:
+      parameters: the inferred parameters with their priors, in the order of the outputs.
+      quantile_levels: levels of the output `quantiles`; empty for a point head.
+      image: what the model asks of an image.
+      instrument: name of the instrument it was trained for.
+      recipe: name of the simulation recipe.
+      dataset: data set, as {"name", "config", "version", "classes"}.
+      model: architecture, as in the run's run.json, with "head" and "num_parameters".
+      git_commit: commit of the training, None if unknown.
+      dlens_tf_version: version that exported the bundle.
+      signatures: {name: {"inputs" | "outputs": {key: {"dtype", "shape"}}}}.
+      metrics: the run's test metrics, None if it was not evaluated.
+      sha256: checksum of each file of the SavedModel, by path inside the bundle.
+    """
+
+    parameters: ParameterSet
+    quantile_levels: tuple[float, ...]
+    image: ImageContract
+    instrument: str
+    recipe: str
+    dataset: dict[str, Any]
+    model: dict[str, Any]
+    git_commit: str | None
+    dlens_tf_version: str
+    signatures: dict[str, Any]
+    metrics: dict[str, Any] | None
+    sha256: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready contents, the inverse of `from_dict`."""
+        config = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        config["parameters"] = self.parameters.to_dicts()
+        config["quantile_levels"] = list(self.quantile_levels)
+        config["image"] = {
+            "shape": list(self.image.shape),
+            "dtype": "float32",
+            "pixel_scale": self.image.pixel_scale,
+            "pixel_scale_unit": "arcsec",
+        }
+        return {"format": MANIFEST_FORMAT, **config}
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> "Manifest":
+        """Builds a manifest from `to_dict`'s result."""
+        values = {f.name: config[f.name] for f in dataclasses.fields(cls)}
+        values["parameters"] = ParameterSet.from_dicts(config["parameters"])
+        values["quantile_levels"] = tuple(config["quantile_levels"])
+        image = config["image"]
+        values["image"] = ImageContract(tuple(image["shape"]), float(image["pixel_scale"]))
+        return cls(**values)
+
+    def write(self, bundle: Path) -> None:
+        """Writes the manifest into a bundle."""
+        folder = bundle / EXTRA
+        folder.mkdir(exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, bundle: Path) -> "Manifest":
+        """Reads a bundle's manifest.
+
+        Raises:
+          UserError: if there is none, or it is damaged or of another format.
+        """
+        path = bundle / EXTRA / MANIFEST
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            if config["format"] != MANIFEST_FORMAT:
+                raise UserError(
+                    f"{path} is of format {config['format']}, this version of dlens_tf reads "
+                    f"{MANIFEST_FORMAT}; export the model again with tools/export.py"
+                )
+            return cls.from_dict(config)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{bundle} has no {EXTRA}/{MANIFEST}; a model is exported by tools/export.py"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged; export the model again") from error
+
+    def verify(self, bundle: Path) -> None:
+        """Raises a `UserError` if a file of the SavedModel is missing or not as exported."""
+        for name, checksum in self.sha256.items():
+            path = bundle / name
+            if not path.is_file():
+                raise UserError(f"{path} is missing; copy the bundle again, or export it again")
+            if file_checksum(path) != checksum:
+                raise UserError(
+                    f"{path} is damaged (its sha256 differs from the manifest's); copy the "
+                    "bundle again, or export it again"
+                )
+
+
+def file_checksum(path: Path) -> str:
+    """The file's sha256, hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def versions(base: Path) -> list[int]:
+    """The integer names inside a base folder, ascending; what TF Serving takes as versions."""
+    if not base.is_dir():
+        return []
+    return sorted(int(p.name) for p in base.iterdir() if p.name.isascii() and p.name.isdigit())
+
+
+def find_bundle(path: str | Path) -> Path:
+    """The bundle at `path`, or the highest version under it.
+
+    Raises:
+      UserError: if there is none.
+    """
+    path = Path(path)
+    if (path / SAVED_MODEL).is_file():
+        return path
+    if path.suffix == ".keras" or (path / "run.json").is_file():
+        run = path if path.is_dir() else path.parent
+        raise UserError(
+            f"{path} is not an exported model; run tools/export.py --run_dir={run} and give the "
+            f"folder it writes ({run / 'export'})"
+        )
+    for version in reversed(versions(path)):
+        # A version may be padded with zeros; TF Serving reads it as a number too.
+        for folder in path.iterdir():
+            if folder.name.isdigit() and int(folder.name) == version:
+                if (folder / SAVED_MODEL).is_file():
+                    return folder
+    state = "holds no exported model" if path.exists() else "does not exist"
+    raise UserError(f"{path} {state}; a model is exported by tools/export.py")

@@ -1,0 +1,77 @@
+"""Posteriors for images, by an exported model.
+
+Example:
+    >>> predictor = Predictor.load("runs/first/export")
+    >>> predictor.predict(images).quantiles()          # [N, P, Q], in physical units
+"""
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from dlens_tf.errors import UserError
+from dlens_tf.inference.bundle import Manifest, find_bundle
+from dlens_tf.inference.posterior import Posterior
+
+SIGNATURE = "serving_default"
+
+
+class Predictor:
+    """An exported model and its manifest. Made by `load`.
+
+    Attributes:
+      bundle: the bundle's folder.
+      manifest: what the model answers.
+    """
+
+    def __init__(self, bundle: Path, manifest: Manifest, saved_model):
+        self.bundle = bundle
+        self.manifest = manifest
+        # The signature holds no reference to its variables: they live as long as this object.
+        self._saved_model = saved_model
+        self._signature = saved_model.signatures[SIGNATURE]
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Predictor":
+        """Loads a bundle.
+
+        Args:
+          path: a bundle, or a base folder, of which the highest version is taken.
+
+        Raises:
+          UserError: if there is none, or its files are not as they were exported.
+        """
+        bundle = find_bundle(path)
+        manifest = Manifest.read(bundle)
+        manifest.verify(bundle)
+        return cls(bundle, manifest, tf.saved_model.load(str(bundle)))
+
+    def predict(
+        self, images: np.ndarray, batch_size: int = 64, progress: bool = False
+    ) -> Posterior:
+        """Posterior of each image.
+
+        Args:
+          images: real numbers, [N, H, W, C], or as `ImageContract.arrange` takes them; raw
+            flux in the unit of the model's instrument.
+          batch_size: images that go through the network together.
+          progress: whether to show a bar.
+
+        Raises:
+          UserError: if type, shape or values of the images do not fit the model.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch size must be at least 1, not {batch_size}")
+        images = self.manifest.image.arrange(np.asarray(images), "images")
+        batches = []
+        with tqdm(total=len(images), desc="predict", unit="image", disable=not progress) as bar:
+            for start in range(0, len(images), batch_size):
+                batch = images[start : start + batch_size]
+                outputs = self._signature(image=tf.constant(batch))
+                batches.append({name: value.numpy() for name, value in outputs.items()})
+                bar.update(len(batch))
+        mean = np.concatenate([b["mean"] for b in batches])
+        stddev = np.concatenate([b["stddev"] for b in batches]) if "stddev" in batches[0] else None
+        return Posterior(self.manifest.parameters, mean, stddev)

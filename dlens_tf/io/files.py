@@ -1,0 +1,79 @@
+"""What reading and writing files share: patterns, readable checks, atomic writes."""
+
+import contextlib
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dlens_tf.errors import UserError
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message on one line."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split()) or type(error).__name__
+
+
+def expand_patterns(patterns: Iterable[str]) -> list[Path]:
+    """Files named by paths and glob patterns, each once, in the order given.
+
+    A pattern's matches come sorted; `**` descends into folders. A path that exists is taken
+    literally, whatever characters it has.
+
+    Raises:
+      UserError: if a path does not exist or a pattern matches nothing.
+    """
+    paths: dict[Path, None] = {}
+    for pattern in patterns:
+        if os.path.exists(pattern):
+            matches = [pattern]
+        elif glob.has_magic(pattern):
+            matches = sorted(glob.glob(pattern, recursive=True))
+            if not matches:
+                raise UserError(f"no file matches the pattern '{pattern}'")
+        else:
+            raise UserError(f"{pattern}: no such file")
+        paths.update(dict.fromkeys(Path(match) for match in matches))
+    return list(paths)
+
+
+def check_readable(path: Path) -> None:
+    """Raises a `UserError` unless `path` is a file that can be opened."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name its files, for example '{path}/*.npy'")
+    try:
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: {one_line(error)}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Raises a `UserError` unless a file can be made at `path`."""
+    if path.is_dir():
+        raise UserError(f"can't write {path}: it is a folder; name a file")
+    if not path.parent.is_dir():
+        raise UserError(f"can't write {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"can't write {path}: no permission to write to {path.parent}")
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`, and renames it when the block succeeds.
+
+    Raises:
+      UserError: if the block or the rename fails with an `OSError`; nothing is left then.
+    """
+    check_writable(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"can't write {path}: {one_line(error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,90 @@
+"""Images in FITS files, plain or compressed."""
+
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from astropy import units, wcs
+from astropy.io import fits
+from astropy.io.fits.verify import VerifyWarning
+from astropy.utils.exceptions import AstropyUserWarning
+
+from dlens_tf.errors import UserError
+from dlens_tf.io.contract import PIXEL_SCALE_TOLERANCE, RawImages
+from dlens_tf.io.files import one_line
+
+
+def read_fits(path: Path, hdu: str | None = None, channels: int = 1) -> RawImages:
+    """Reads an image HDU.
+
+    Integer pixels marked by BLANK become NaN, which the image contract refuses. Planes of a
+    cube are images where the model takes one channel, channels where it takes several.
+
+    The pixel scale comes from the world coordinates (CD, PC or CDELT) of the image, or else
+    from the keyword PIXSCALE (arcsec) of the image or of the primary header.
+
+    Args:
+      path: the file, .gz included.
+      hdu: name or number of the HDU; None takes the first with an image.
+      channels: channels of the model.
+
+    Raises:
+      UserError: if the file is damaged, or has no such image.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Loosely written headers are common and harmless; a file cut short is neither.
+            warnings.simplefilter("ignore", VerifyWarning)
+            warnings.simplefilter("ignore", wcs.FITSFixedWarning)
+            warnings.filterwarnings("error", "File may have been truncated", AstropyUserWarning)
+            with fits.open(path, memmap=False) as hdus:
+                image, note = _find(hdus, hdu, path)
+                array = np.asarray(image.data)
+                scale = _pixel_scale(image.header, hdus[0].header, path)
+    except (OSError, EOFError, TypeError, ValueError, zlib.error, AstropyUserWarning) as error:
+        raise UserError(f"{path}: not a whole FITS file: {one_line(error)}") from error
+    if array.ndim == 3 and channels > 1:
+        array = np.moveaxis(array, 0, -1)
+    return RawImages(array, scale, note)
+
+
+def _find(hdus: fits.HDUList, name: str | None, path: Path):
+    """The HDU with the image, and a note if there was a choice."""
+    images = {
+        index: hdu for index, hdu in enumerate(hdus) if hdu.is_image and len(hdu.shape) in (2, 3)
+    }
+    listing = ", ".join(f"{index} {hdu.name}".strip() for index, hdu in images.items())
+    if not images:
+        raise UserError(f"{path}: there is no image in this FITS file")
+    if name is not None:
+        for index, hdu in images.items():
+            if name == str(index) or name.upper() == hdu.name.upper():
+                return hdu, None
+        raise UserError(f"{path}: no image '{name}' in this FITS file; valid: {listing}")
+    first = next(iter(images.values()))
+    if len(images) == 1:
+        return first, None
+    return first, f"{path} holds several images; the first is read, --fits_hdu names: {listing}"
+
+
+def _pixel_scale(header: fits.Header, primary: fits.Header, path: Path) -> float | None:
+    """Arcsec per pixel, or None."""
+    # naxis leaves out the wavelength axis of a cube.
+    coordinates = wcs.WCS(header, naxis=2)
+    try:
+        to_arcsec = [units.Unit(unit).to(units.arcsec) for unit in coordinates.wcs.cunit]
+    except units.UnitConversionError:  # not on the sky
+        to_arcsec = None
+    if to_arcsec is not None:
+        matrix = np.array(to_arcsec)[:, np.newaxis] * coordinates.pixel_scale_matrix
+        x, y = np.hypot(*matrix)
+        if abs(x / y - 1.0) > PIXEL_SCALE_TOLERANCE:
+            raise UserError(f"{path}: pixels are not square, {x:.4g}×{y:.4g} arcsec")
+        return float(np.sqrt(x * y))
+    value = header.get("PIXSCALE", primary.get("PIXSCALE"))
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{path}: its keyword PIXSCALE is not a number: {value!r}")
+    return float(value)

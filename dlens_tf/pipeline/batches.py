@@ -1,0 +1,232 @@
+"""Batches for training: shuffled, augmented, and a pure function of (seed, step).
+
+The order of epoch e is a permutation drawn from (seed, e), and so are its augmentations:
+training resumed at any step sees what uninterrupted training would have seen, and any number
+of devices sees the same global batches.
+
+With `cache="memory"` the decoded split is held in memory and every epoch is a fresh, full
+permutation. With `cache="none"` examples are streamed: shards in a fresh order each epoch,
+then a shuffle buffer.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from dlens_tf.errors import UserError, choose
+from dlens_tf.pipeline import augment, reading
+from dlens_tf.pipeline.reading import DatasetFolder
+
+CACHES = ("memory", "none")
+SHUFFLE_BUFFER = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSpec:
+    """How training batches are made.
+
+    Attributes:
+      targets: names of the target parameters.
+      batch_size: examples in a global batch.
+      seed: of order and augmentation.
+      augmentation: one of `augment.AUGMENTATIONS`.
+      cache: "memory" or "none".
+      classes: classes to keep; None keeps all.
+    """
+
+    targets: Sequence[str]
+    batch_size: int
+    seed: int = 0
+    augmentation: str = "none"
+    cache: str = "memory"
+    classes: Sequence[str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """A decoded split: images [N, H, W, C] and parameters by name, each [N], float32."""
+
+    images: np.ndarray
+    parameters: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def first(self, number: int) -> "Arrays":
+        """The first examples only."""
+        return Arrays(
+            self.images[:number], {name: v[:number] for name, v in self.parameters.items()}
+        )
+
+
+def load_arrays(
+    folder: DatasetFolder,
+    split: str,
+    names: Sequence[str],
+    classes: Sequence[str] | None = None,
+) -> Arrays:
+    """Decodes a split into memory, in stored order.
+
+    Raises:
+      UserError: if a shard is damaged (names file and record) or no example is left.
+    """
+    images, parameters = [], {name: [] for name in names}
+    with reading.explained_read_errors(folder, split):
+        for batch in reading.read_batches(
+            folder, split, 256, classes, features=[f"parameters/{name}" for name in names]
+        ):
+            images.append(batch["image"].numpy())
+            for name in names:
+                parameters[name].append(batch[f"parameters/{name}"].numpy())
+    if not images:
+        raise UserError(f"split '{split}' of {folder.path} has no example of the chosen classes")
+    return Arrays(
+        np.concatenate(images), {name: np.concatenate(parts) for name, parts in parameters.items()}
+    )
+
+
+class TrainingBatches:
+    """An endless, resumable source of training batches.
+
+    Args:
+      folder: an open data set.
+      spec: how to make batches.
+
+    Raises:
+      UserError: if the split holds fewer examples than a batch.
+    """
+
+    def __init__(self, folder: DatasetFolder, spec: BatchSpec):
+        choose("cache", spec.cache, CACHES)
+        choose("augmentation", spec.augmentation, augment.AUGMENTATIONS)
+        self.spec = spec
+        self._folder = folder
+        self._names = augment.partners(list(spec.targets))
+        self._arrays = None
+        if spec.cache == "memory":
+            self._arrays = load_arrays(folder, "train", self._names, spec.classes)
+            self.num_examples = len(self._arrays)
+        else:
+            self.num_examples = self._count()
+        if self.num_examples < spec.batch_size:
+            raise UserError(
+                f"batch_size {spec.batch_size} is larger than the {self.num_examples} training "
+                f"examples of {folder.path}"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in an epoch; the remainder differs from epoch to epoch."""
+        return self.num_examples // self.spec.batch_size
+
+    def _count(self) -> int:
+        classes = self.spec.classes
+        if classes is None or set(classes) >= set(self._folder.metadata["classes"]):
+            return self._folder.num_examples("train")
+        batches = reading.read_batches(self._folder, "train", 1024, classes, features=["label"])
+        return sum(int(batch["label"].shape[0]) for batch in batches)
+
+    def sample_images(self, number: int = 512) -> np.ndarray:
+        """The first training images [≤ number, H, W, C], for fitting the input's stretch."""
+        if self._arrays is not None:
+            return self._arrays.images[:number]
+        batch = next(
+            iter(reading.read_batches(self._folder, "train", number, self.spec.classes))
+        )
+        return batch["image"].numpy()
+
+    def dataset(
+        self,
+        start_step: int = 0,
+        replicas: int = 1,
+        pipeline: int = 0,
+        num_pipelines: int = 1,
+    ) -> tf.data.Dataset:
+        """Batches from global step `start_step` on, without end.
+
+        A global batch is cut into one piece per replica, in order; this data set gives out
+        the pieces of one worker's replicas one after the other.
+
+        Args:
+          start_step: steps of global batches to leave out.
+          replicas: replicas in all, a divisor of the batch size.
+          pipeline: which worker's input this is.
+          num_pipelines: workers, a divisor of `replicas`.
+
+        Returns:
+          A `tf.data.Dataset` of (images [B, H, W, C], targets [B, P]), float32, with
+          B = batch size / replicas.
+        """
+        size = self.spec.batch_size // replicas
+        own = replicas // num_pipelines
+        rows = self._cached_rows if self._arrays is not None else self._streamed_rows
+        image_shape = self._folder.image_shape
+
+        def generate() -> Iterator:
+            for images, parameters, turns in rows(start_step):
+                for part in range(pipeline * own, (pipeline + 1) * own):
+                    piece = slice(part * size, (part + 1) * size)
+                    yield (
+                        images[piece],
+                        {name: values[piece] for name, values in parameters.items()},
+                        tuple(values[piece] for values in turns),
+                    )
+
+        signature = (
+            tf.TensorSpec((size, *image_shape), tf.float32),
+            {name: tf.TensorSpec((size,), tf.float32) for name in self._names},
+            tuple(tf.TensorSpec((size,), dtype) for dtype in (tf.bool, tf.int32, tf.float32)),
+        )
+        dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
+        return dataset.map(self._augmented, num_parallel_calls=1).prefetch(2)
+
+    def _augmented(self, images, parameters, turns):
+        turns = augment.Turns(*turns)
+        if self.spec.augmentation != "none":
+            images = augment.turn_images(images, turns, self.spec.augmentation == "rotate")
+            parameters = augment.turn_parameters(parameters, turns)
+        return images, tf.stack([parameters[name] for name in self.spec.targets], axis=-1)
+
+    def _epoch_rng(self, epoch: int) -> np.random.Generator:
+        return np.random.default_rng([self.spec.seed, epoch])
+
+    def _epochs(self, start_step: int) -> Iterator[tuple[np.random.Generator, range]]:
+        """Each epoch's generator and the steps of it that are still to come."""
+        epoch, first = divmod(start_step, self.steps_per_epoch)
+        while True:
+            yield self._epoch_rng(epoch), range(first, self.steps_per_epoch)
+            epoch, first = epoch + 1, 0
+
+    def _cached_rows(self, start_step: int) -> Iterator:
+        size = self.spec.batch_size
+        for rng, steps in self._epochs(start_step):
+            order = rng.permutation(self.num_examples)
+            turns = augment.draw_turns(self.spec.augmentation, rng, self.num_examples)
+            for step in steps:
+                piece = slice(step * size, (step + 1) * size)
+                rows = order[piece]
+                yield (
+                    self._arrays.images[rows],
+                    {name: values[rows] for name, values in self._arrays.parameters.items()},
+                    augment.Turns(*(values[piece] for values in turns)),
+                )
+
+    def _streamed_rows(self, start_step: int) -> Iterator:
+        size = self.spec.batch_size
+        keys = [f"parameters/{name}" for name in self._names]
+        for rng, steps in self._epochs(start_step):
+            shuffle_seed = int(rng.integers(1 << 31))
+            turns = augment.draw_turns(self.spec.augmentation, rng, self.num_examples)
+            batches = reading.read_shuffled_batches(
+                self._folder, "train", size, shuffle_seed, SHUFFLE_BUFFER, self.spec.classes, keys
+            )
+            with reading.explained_read_errors(self._folder, "train"):
+                for step, batch in zip(steps, batches.skip(steps.start), strict=False):
+                    piece = slice(step * size, (step + 1) * size)
+                    yield (
+                        batch["image"].numpy(),
+                        {name: batch[f"parameters/{name}"].numpy() for name in self._names},
+                        augment.Turns(*(values[piece] for values in turns)),
+                    )

@@ -1,0 +1,133 @@
+"""Exporting a run's model as a bundle that TF Serving, Python and tools/predict.py load.
+
+See `dlens_tf.inference.bundle` for the layout and `dlens_tf.serving.signatures` for what the
+bundle answers.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+import dlens_tf
+from dlens_tf.errors import UserError
+from dlens_tf.inference.bundle import Manifest, file_checksum, versions
+from dlens_tf.inference.posterior import QUANTILE_LEVELS
+from dlens_tf.io.contract import ImageContract
+from dlens_tf.io.files import one_line
+from dlens_tf.serving.check import check_bundle
+from dlens_tf.serving.signatures import add_quantiles, describe_signatures, write_saved_model
+from dlens_tf.serving.warmup import example_images, write_warmup_requests
+from dlens_tf.training.run_folder import RunFolder
+
+
+def export_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
+    """Exports a run's best model, and checks what was written.
+
+    Args:
+      run_dir: the run's folder.
+      output: base folder; None takes <run_dir>/export. The bundle becomes its next free
+        integer version, counted from 1; no version is ever replaced.
+
+    Returns:
+      The bundle's folder.
+
+    Raises:
+      UserError: if the run has no model yet, the folder can't be written, or the bundle does
+        not answer as the model does; nothing is left then.
+    """
+    run = RunFolder.open(run_dir)
+    model = run.load_model()
+    base = Path(output) if output is not None else run.export_dir
+    base_is_new = not base.exists()
+    partial = base / f".partial-{os.getpid()}"
+    try:
+        partial.mkdir(parents=True)
+        _write_bundle(run, model, partial)
+        bundle = _publish(partial, base)
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(f"can't export to {base}: {one_line(error)}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if base_is_new and base.is_dir() and not any(base.iterdir()):
+            base.rmdir()
+    return bundle
+
+
+def _write_bundle(run: RunFolder, model, bundle: Path) -> None:
+    config = run.config
+    image_shape = tuple(config["image_shape"])
+    write_saved_model(model, image_shape, bundle)
+    images = example_images(config["recipe"], config["classes"][0])
+    write_warmup_requests(bundle, images)
+    manifest = _manifest(run, bundle)
+    manifest.write(bundle)
+
+    def reference(batch: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = add_quantiles(model(batch, training=False))
+        return {name: np.asarray(value) for name, value in outputs.items()}
+
+    check_bundle(bundle, reference, manifest.parameters, images, _foreign_paths(run))
+
+
+def _manifest(run: RunFolder, bundle: Path) -> Manifest:
+    config = run.config
+    signatures = describe_signatures(tf.saved_model.load(str(bundle)))
+    has_width = "quantiles" in signatures["serving_default"]["outputs"]
+    files = [bundle / "saved_model.pb", *sorted((bundle / "variables").iterdir())]
+    return Manifest(
+        parameters=run.targets,
+        quantile_levels=QUANTILE_LEVELS if has_width else (),
+        image=ImageContract(tuple(config["image_shape"]), config["pixel_scale"]),
+        instrument=config["instrument"],
+        recipe=config["recipe"],
+        dataset={
+            "name": config["dataset"],
+            "config": config["config"],
+            "version": config["dataset_version"],
+            "classes": config["classes"],
+        },
+        model={
+            **config["model"],
+            "head": config["head"],
+            "num_parameters": config["num_parameters"],
+        },
+        git_commit=config["git_commit"],
+        dlens_tf_version=dlens_tf.__version__,
+        signatures=signatures,
+        metrics=_metrics(run),
+        sha256={path.relative_to(bundle).as_posix(): file_checksum(path) for path in files},
+    )
+
+
+def _metrics(run: RunFolder) -> dict[str, Any] | None:
+    path = run.evaluation_dir / "test.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged; run tools/evaluate.py again") from error
+
+
+def _foreign_paths(run: RunFolder) -> tuple[str, ...]:
+    """Paths of this machine; the file system's root would be in anything."""
+    paths = {Path.home(), Path(dlens_tf.__file__).parents[1], Path.cwd(), run.path.resolve()}
+    return tuple(sorted(f"{path}/" for path in paths if path != Path(path.anchor)))
+
+
+def _publish(partial: Path, base: Path) -> Path:
+    """Renames a finished bundle to the next free version."""
+    while True:
+        bundle = base / str(max(versions(base), default=0) + 1)
+        try:
+            os.rename(partial, bundle)
+            return bundle
+        except OSError:
+            # Another export may have taken the version in the meantime; then the next is free.
+            if not bundle.exists():
+                raise

@@ -1,0 +1,361 @@
+"""The training loop: one `strategy.run` for one device, several, or several machines.
+
+Keras 3's `fit` can't run on several machines, so the loop is our own. It trains with AdamW on a
+warmed-up cosine schedule, clips the global gradient norm after it is summed over replicas,
+keeps an exponential moving average of the weights, validates that average, and stops early
+when it no longer improves. Everything that the next step depends on is in the checkpoint or a
+function of the step, so a resumed run continues exactly as an uninterrupted one.
+"""
+
+import dataclasses
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from dlens_tf.errors import UserError
+from dlens_tf.evaluation import plots
+from dlens_tf.parameters import ParameterSet
+from dlens_tf.pipeline.batches import Arrays, TrainingBatches
+from dlens_tf.training import strategies
+from dlens_tf.training.logger import RunLogger, finite
+from dlens_tf.training.run_folder import RunFolder
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has saved a checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingPlan:
+    """How long and how to optimise.
+
+    Attributes:
+      epochs: passes over the training split.
+      learning_rate: peak of the schedule.
+      warmup_fraction: of all steps, in which the rate rises from zero.
+      weight_decay: AdamW's decoupled decay; norms, biases and positions are spared.
+      clip_norm: largest global gradient norm.
+      ema_momentum: of the averaged weights; ramps up from zero over the first steps.
+      patience: validations without improvement before stopping; 0 never stops early.
+      log_every: steps between log lines.
+      profile_steps: (first, last) steps of a TensorBoard profile, or None.
+    """
+
+    epochs: int
+    learning_rate: float = 2e-3
+    warmup_fraction: float = 0.05
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    ema_momentum: float = 0.998
+    patience: int = 0
+    log_every: int = 20
+    profile_steps: tuple[int, int] | None = None
+
+
+class Trainer:
+    """Trains one model.
+
+    Args:
+      run: the run's folder; resumed if it has a checkpoint.
+      strategy: from `strategies.make_strategy`.
+      make_model: builds the model; called inside the strategy's scope.
+      batches: training batches.
+      validation: the validation split, or a part of it, in memory.
+      targets: the inferred parameters.
+      plan: the optimisation.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        strategy: tf.distribute.Strategy,
+        make_model: Callable[[], keras.Model],
+        batches: TrainingBatches,
+        validation: Arrays,
+        targets: ParameterSet,
+        plan: TrainingPlan,
+    ):
+        self._run = run
+        self._strategy = strategy
+        self._batches = batches
+        self._validation = validation
+        self._truth = np.stack([validation.parameters[n] for n in targets.names], axis=-1)
+        self._targets = targets
+        self._plan = plan
+        self._batch_size = batches.spec.batch_size
+        if self._batch_size % strategy.num_replicas_in_sync:
+            raise UserError(
+                f"batch_size {self._batch_size} is not a multiple of the "
+                f"{strategy.num_replicas_in_sync} devices"
+            )
+        self.total_steps = plan.epochs * batches.steps_per_epoch
+        with strategy.scope():
+            self.model = make_model()
+            self.averaged = keras.models.clone_model(self.model)
+            self.averaged.set_weights(self.model.get_weights())
+            self._optimizer = self._make_optimizer()
+            self._state = {
+                name: tf.Variable(value, trainable=False, name=name)
+                for name, value in (
+                    ("step", np.int64(0)),
+                    ("best_loss", np.float64(np.inf)),
+                    ("stale", np.int64(0)),
+                    ("stopped", False),
+                )
+            }
+        self._head = self.model.get_layer("head")
+        self._train_step = tf.function(self._distributed_step)
+        self._predict = tf.function(lambda images: self.averaged(images, training=False))
+        self._chief = strategies.is_chief(strategy)
+        self._checkpoints_dir = run.checkpoints_dir
+        if not self._chief:
+            # Every worker has to take part in saving; only the chief's files are kept.
+            self._checkpoints_dir = run.checkpoints_dir / f"worker-{os.getpid()}"
+        checkpoint = tf.train.Checkpoint(
+            model=self.model,
+            averaged=self.averaged,
+            optimizer=self._optimizer,
+            **self._state,
+        )
+        self._manager = tf.train.CheckpointManager(
+            checkpoint, str(self._checkpoints_dir), max_to_keep=2
+        )
+        latest = tf.train.latest_checkpoint(str(run.checkpoints_dir))
+        if latest:
+            checkpoint.restore(latest).assert_existing_objects_matched()
+
+    @property
+    def step(self) -> int:
+        """Steps done so far."""
+        return int(self._state["step"].numpy())
+
+    @property
+    def best_loss(self) -> float:
+        """Lowest validation loss so far."""
+        return float(self._state["best_loss"].numpy())
+
+    def _make_optimizer(self) -> keras.optimizers.Optimizer:
+        warmup = max(1, int(self._plan.warmup_fraction * self.total_steps))
+        schedule = keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=0.0,
+            warmup_target=self._plan.learning_rate,
+            warmup_steps=warmup,
+            decay_steps=max(1, self.total_steps - warmup),
+            alpha=0.01,
+        )
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=self._plan.weight_decay)
+        spared = [v for v in self.model.trainable_variables if len(v.shape) < 2]
+        spared += [v for v in self.model.trainable_variables if v.name == "position"]
+        optimizer.exclude_from_weight_decay(var_list=spared)
+        optimizer.build(self.model.trainable_variables)
+        return optimizer
+
+    def _replica_step(self, images: tf.Tensor, targets: tf.Tensor):
+        with tf.GradientTape() as tape:
+            outputs = self.model(images, training=True)
+            # Divided by the global batch, so that the sum over replicas is the mean.
+            loss = tf.reduce_sum(self._head.example_loss(targets, outputs)) / self._batch_size
+        variables = self.model.trainable_variables
+        gradients = tape.gradient(loss, [v.value for v in variables])
+        context = tf.distribute.get_replica_context()
+        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        gradients, norm = tf.clip_by_global_norm(gradients, self._plan.clip_norm)
+        # Keras clips before it sums over replicas, which would depend on their number; so the
+        # sum and the clipping are done here, and Keras's own sum is compensated.
+        replicas = float(context.num_replicas_in_sync)
+        self._optimizer.apply([g / replicas for g in gradients], variables)
+        error = tf.reduce_sum(tf.abs(outputs["mean"] - targets), axis=0) / self._batch_size
+        return loss, error, norm / replicas
+
+    def _distributed_step(self, images, targets):
+        """One step; returns loss, mean absolute error [P] and gradient norm."""
+        results = self._strategy.run(self._replica_step, args=(images, targets))
+        self._state["step"].assign_add(1)
+        done = tf.cast(self._state["step"], tf.float32)
+        momentum = tf.minimum(self._plan.ema_momentum, done / (done + 10.0))
+        for average, value in zip(
+            self.averaged.trainable_variables, self.model.trainable_variables, strict=True
+        ):
+            average.assign(momentum * average.value + (1.0 - momentum) * value.value)
+        return [self._strategy.reduce(tf.distribute.ReduceOp.SUM, r, axis=None) for r in results]
+
+    def _iterator(self) -> Iterator:
+        replicas = self._strategy.num_replicas_in_sync
+        dataset = self._strategy.distribute_datasets_from_function(
+            lambda context: self._batches.dataset(
+                self.step, replicas, context.input_pipeline_id, context.num_input_pipelines
+            )
+        )
+        return iter(dataset)
+
+    def fit(self) -> dict[str, float]:
+        """Trains to the end; returns the last validation's metrics.
+
+        Raises:
+          Interrupted: after Ctrl-C or SIGTERM, with a checkpoint saved.
+          UserError: if the loss is no longer finite.
+        """
+        logger = RunLogger(self._run.metrics_path, self._run.logs_dir, self.step)
+        per_epoch = self._batches.steps_per_epoch
+        metrics: dict[str, float] = {}
+        if self._state["stopped"].numpy() or self.step >= self.total_steps:
+            return self.validate()[0]
+        bar = tqdm(
+            total=self.total_steps, initial=self.step, unit="step", desc="train", smoothing=0.05,
+            disable=not self._chief,
+        )
+        iterator = self._iterator()
+        window, window_start = [], time.perf_counter()
+        with _stop_requests() as stop_requested, bar:
+            while self.step < self.total_steps:
+                self._profile(self.step + 1)
+                window.append(self._train_step(*next(iterator)))
+                bar.update()
+                step = self.step
+                if step % self._plan.log_every == 0 or step % per_epoch == 0:
+                    seconds = time.perf_counter() - window_start
+                    self._log_training(logger, bar, step, window, seconds)
+                    window, window_start = [], time.perf_counter()
+                if step % per_epoch == 0:
+                    metrics = self._validate_and_keep(logger, step)
+                    bar.write(f"epoch {step // per_epoch}: {_line(metrics)}")
+                    self._manager.save()
+                    window_start = time.perf_counter()
+                    if self._state["stopped"].numpy():
+                        bar.write(f"no improvement in {self._plan.patience} epochs: stopped")
+                        break
+                if stop_requested():
+                    self._check_finite(window)
+                    self._manager.save()
+                    raise Interrupted
+        logger.close()
+        if not self._chief:
+            shutil.rmtree(self._checkpoints_dir, ignore_errors=True)
+        return metrics
+
+    def _profile(self, step: int) -> None:
+        if self._plan.profile_steps is None or not self._chief:
+            return
+        first, last = self._plan.profile_steps
+        if step == first:
+            tf.profiler.experimental.start(str(self._run.logs_dir))
+        elif step == last + 1:
+            tf.profiler.experimental.stop()
+
+    def _check_finite(self, window: list) -> None:
+        for loss, _, _ in window:
+            if not np.isfinite(float(loss)):
+                raise UserError(
+                    f"the loss is not finite by step {self.step}: lower --learning_rate or "
+                    f"--clip_norm, or look for bad images; the last checkpoint is kept"
+                )
+
+    def _log_training(self, logger, bar, step: int, window: list, seconds: float) -> None:
+        self._check_finite(window)
+        loss, error, norm = (
+            np.mean([np.asarray(entry[i]) for entry in window], axis=0) for i in range(3)
+        )
+        rate = len(window) * self._batch_size / seconds
+        bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} images/s")
+        if self._chief:
+            scalars = {
+                "loss": loss,
+                "learning_rate": float(self._optimizer.learning_rate),
+                "gradient_norm": norm,
+                "images_per_second": rate,
+                **{f"mae/{p.name}": e for p, e in zip(self._targets, error, strict=True)},
+            }
+            logger.scalars("train", step, scalars)
+
+    def validate(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Validates the averaged weights.
+
+        Returns:
+          Metrics (`loss`, `mae/<parameter>` in physical units) and outputs, each [N, P].
+        """
+        parts = [
+            self._predict(self._validation.images[i : i + self._batch_size])
+            for i in range(0, len(self._validation), self._batch_size)
+        ]
+        outputs = {
+            key: np.concatenate([part[key].numpy() for part in parts]) for key in parts[0]
+        }
+        losses = self._head.example_loss(
+            self._truth, {key: tf.constant(value) for key, value in outputs.items()}
+        )
+        error = np.abs(outputs["mean"] - self._truth).mean(axis=0)
+        metrics = {"loss": float(np.mean(losses))}
+        metrics |= {f"mae/{p.name}": float(e) for p, e in zip(self._targets, error, strict=True)}
+        return metrics, outputs
+
+    def _validate_and_keep(self, logger: RunLogger, step: int) -> dict[str, float]:
+        """Validates, writes pictures, keeps the best model, and decides on stopping."""
+        metrics, outputs = self.validate()
+        if not finite(metrics):
+            raise UserError(f"the validation loss is not finite at step {step}")
+        if metrics["loss"] < self.best_loss:
+            self._state["best_loss"].assign(metrics["loss"])
+            self._state["stale"].assign(0)
+            if self._chief:
+                save_model(self.averaged, self._run)
+        else:
+            self._state["stale"].assign_add(1)
+        patience = self._plan.patience
+        self._state["stopped"].assign(bool(patience) and int(self._state["stale"]) >= patience)
+        if self._chief:
+            logger.scalars("validation", step, metrics)
+            self._log_pictures(logger, step, outputs)
+        return metrics
+
+    def _log_pictures(self, logger: RunLogger, step: int, outputs) -> None:
+        for i, parameter in enumerate(self._targets):
+            stddev = outputs["stddev"][:, i] if "stddev" in outputs else None
+            figure = plots.scatter_figure(
+                self._truth[:, i], outputs["mean"][:, i], stddev, parameter
+            )
+            logger.picture(
+                "validation", step, f"predicted/{parameter.name}", plots.figure_to_png(figure)
+            )
+        if step == self._batches.steps_per_epoch:
+            number = min(8, len(self._validation))
+            titles = [f"{self._targets.names[0]} {v:.2f}" for v in self._truth[:number, 0]]
+            figure = plots.image_grid(self._validation.images[:number], titles)
+            logger.picture("validation", step, "samples", plots.figure_to_png(figure))
+
+
+def save_model(model: keras.Model, run: RunFolder) -> None:
+    """Writes model.keras under a temporary name, then renames."""
+    partial = run.path / "partial.keras"
+    model.save(partial)
+    os.replace(partial, run.model_path)
+
+
+def _line(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turns SIGINT and SIGTERM into a question that the loop asks between steps."""
+    requested = []
+    handlers = {}
+    if threading.current_thread() is not threading.main_thread():
+        # Python delivers signals to the main thread only.
+        yield lambda: False
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        handlers[number] = signal.signal(number, lambda *_: requested.append(True))
+    try:
+        yield lambda: bool(requested)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

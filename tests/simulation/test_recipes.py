@@ -1,0 +1,128 @@
+import math
+
+import numpy as np
+import pytest
+
+from dlens_tf.errors import UserError
+from dlens_tf.parameters import Constant, Uniform
+from dlens_tf.simulation.cosmology import einstein_radius
+from dlens_tf.simulation.recipes import CLASSES, RECIPES, get_recipe
+
+LEGACY = ["model_i_legacy", "model_ii_legacy", "model_iii_legacy"]
+PHYSICAL = ["model_i", "model_ii", "model_iii"]
+
+# The published recipe, common to the three models.
+PUBLISHED = {
+    "e1": 0.1, "e2": 0.0, "gamma1": 0.05, "gamma2": 0.0, "center_x": 0.0, "center_y": 0.0,
+    "source_R_sersic": 0.25, "source_n_sersic": 1.0, "source_e1": -0.1, "source_e2": 0.1,
+}  # fmt: skip
+
+
+def test_names_are_keys():
+    assert all(name == recipe.name for name, recipe in RECIPES.items())
+    assert CLASSES == ("no_sub", "axion", "cdm")
+
+
+@pytest.mark.parametrize("name", LEGACY)
+def test_legacy_priors(name):
+    recipe = get_recipe(name)
+    for parameter, value in PUBLISHED.items():
+        assert recipe.priors[parameter] == Constant(value)
+    for parameter in ("source_x", "source_y"):
+        assert recipe.priors[parameter] == Uniform(-0.35, 0.35)
+    axion = recipe.class_parameters("axion")
+    assert axion["log10_m_axion"].prior == Uniform(-24.0, -22.0)
+    assert axion.free.names == ["log10_m_axion", "phi_vortex", "source_x", "source_y"]
+    assert (recipe.z_lens, recipe.z_source) == (0.5, 1.0)
+    assert recipe.supersampling == 1 and recipe.symmetry == "rot180"
+    subhalos = recipe.subhalos
+    assert (subhalos.number, subhalos.poisson, subhalos.slope) == (25, False, -0.9)
+    assert subhalos.mass_range == (1e6, 1e10) and subhalos.radius_range == (0.25, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_pix", "pixel_scale", "fwhm", "truncation"),
+    [
+        ("model_i_legacy", 150, 0.05, 0.087, 3.0),
+        ("model_ii_legacy", 64, 0.101, 0.16, 5.0),
+        ("model_iii_legacy", 64, 0.08, 0.08, 5.0),
+    ],
+)
+def test_legacy_pixels_and_psf(name, num_pix, pixel_scale, fwhm, truncation):
+    recipe = get_recipe(name)
+    assert recipe.image_shape == (num_pix, num_pix, 1)
+    assert recipe.instrument.pixel_scale == pixel_scale
+    assert recipe.instrument.psf_fwhm == fwhm
+    assert recipe.instrument.psf_truncation == truncation
+
+
+def test_legacy_flux_and_noise():
+    one = get_recipe("model_i_legacy")
+    assert (one.source_amplitude, one.noise, one.exposure_log10) == (
+        20.0, "deeplense_counts", (3.0, 3.5),
+    )  # fmt: skip
+    assert one.deflection_convention is None
+    for name in LEGACY[1:]:
+        recipe = get_recipe(name)
+        assert recipe.priors["source_magnitude"] == Constant(20.0)
+        assert recipe.noise == "none_doubled" and not recipe.has_noise
+        assert recipe.deflection_convention[-1] == 2.5
+        with_noise = get_recipe(name.replace("legacy", "instrument"))
+        assert with_noise.noise == "instrument" and with_noise.has_noise
+        assert with_noise.priors == recipe.priors
+        assert not with_noise.published
+
+
+@pytest.mark.parametrize("name", PHYSICAL)
+def test_physical_recipes_mend_the_defects(name):
+    recipe = get_recipe(name)
+    assert recipe.distances == "angular" and recipe.deflection_convention is None
+    assert recipe.noise == "instrument" and recipe.supersampling >= 2
+    assert recipe.subhalos.poisson and recipe.subhalos.slope == -1.9
+    assert recipe.shared_parameters.free.names == recipe.shared_parameters.names
+    assert recipe.source_amplitude is None
+    np.testing.assert_allclose(
+        einstein_radius(1e12, recipe.z_lens, recipe.z_source, recipe.cosmology, recipe.distances),
+        1.6645,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("name", PHYSICAL)
+def test_d4_symmetry_of_the_prior(name):
+    """Quarter turns and mirror images map pairs onto themselves up to sign and order."""
+    recipe = get_recipe(name)
+    assert recipe.symmetry == "d4"
+    for parameter in recipe.class_parameters("axion"):
+        if parameter.spin:
+            low, high = parameter.prior.support
+            assert low == -high
+        if parameter.spin == 1:
+            assert parameter.prior == recipe.priors[parameter.partner]
+    assert recipe.class_parameters("axion")["phi_vortex"].prior == Uniform(0.0, math.pi)
+
+
+def test_published_errors():
+    best = {name: min(r.mae for r in get_recipe(name).published) for name in LEGACY}
+    assert best == {
+        "model_i_legacy": 0.2737, "model_ii_legacy": 0.2162, "model_iii_legacy": 0.1262,
+    }  # fmt: skip
+    limits = {n: r.information_limit.mae for n, r in RECIPES.items() if r.information_limit}
+    assert limits == {
+        "model_i_legacy": 0.189, "model_ii_instrument": 0.053, "model_iii_instrument": 0.015,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if r.information_limit])
+def test_limit_by_bin_averages_to_the_limit(name):
+    # The prior is uniform and the bins are equally wide.
+    limit = get_recipe(name).information_limit
+    assert len(limit.bin_edges) == len(limit.bin_mae) + 1
+    np.testing.assert_allclose(np.mean(limit.bin_mae), limit.mae, atol=0.01)
+
+
+def test_errors_list_the_valid_names():
+    with pytest.raises(UserError, match="unknown recipe 'model_v'; valid: model_i_legacy, "):
+        get_recipe("model_v")
+    with pytest.raises(UserError, match="unknown class 'wimp'; valid: no_sub, axion, cdm"):
+        get_recipe("model_i").class_parameters("wimp")

@@ -1,0 +1,104 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dlens_tf import cli
+from dlens_tf.errors import UserError, choose
+
+PROGRAM = """
+import errno, sys
+from absl import flags
+from dlens_tf import cli
+from dlens_tf.errors import UserError
+flags.DEFINE_enum("fruit", "pear", ["pear", "plum"], "Fruit.")
+flags.DEFINE_string("outcome", None, "How it ends.")
+def main(argv):
+    cli.require(outcome=flags.FLAGS.outcome)
+    match flags.FLAGS.outcome:
+        case "user": raise UserError("no such lens")
+        case "interrupt": raise KeyboardInterrupt
+        case "full": raise OSError(errno.ENOSPC, "No space left on device", "/some/file")
+        case "defect": raise ZeroDivisionError("defect")
+        case "tensorflow":
+            import tensorflow
+            print(tensorflow.__name__)
+cli.program(main)()
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--outcome=user"], 2, "error: no such lens"),
+        (["--outcome=interrupt"], 130, "interrupted"),
+        (["--outcome=full"], 2, "error: /some/file: No space left on device"),
+        ([], 2, "error: flag --outcome is missing; see --help"),
+        (["stray"], 2, "error: unexpected argument 'stray'; flags start with --"),
+        (
+            ["--fruit=nut"],
+            2,
+            "error: flag --fruit=nut: value should be one of <pear|plum>; see --help",
+        ),
+        (["--colour=red"], 2, "error: Unknown command line flag 'colour'; see --help"),
+        (["--outcome=good"], 0, ""),
+    ],
+)
+def test_outcomes(arguments, status, message):
+    done = run(*arguments)
+    assert (done.returncode, done.stderr.strip(), done.stdout) == (status, message, "")
+
+
+def test_defects_keep_their_traceback():
+    done = run("--outcome=defect")
+    assert done.returncode == 1
+    assert "ZeroDivisionError: defect" in done.stderr
+
+
+def test_tensorflow_is_imported_in_silence():
+    done = run("--outcome=tensorflow")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "tensorflow\n", "")
+
+
+def test_failing_import_shows_what_it_wrote(tmp_path):
+    (tmp_path / "noisy.py").write_text(
+        "import os\nos.write(2, b'from C++\\n')\nraise ImportError('broken')\n"
+    )
+    code = (
+        "import sys; from dlens_tf import cli\n"
+        "sys.meta_path.insert(0, cli._SilentImport('noisy'))\nimport noisy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert "from C++" in done.stderr and "ImportError: broken" in done.stderr
+
+
+def test_command_line():
+    assert cli.command_line("train", config="a", seed=1) == (
+        "python tools/train.py --config=a --seed=1"
+    )
+    assert cli.command_line("train") == "python tools/train.py"
+
+
+def test_require_accepts_zero_and_false():
+    cli.require(seed=0, overwrite=False)
+    with pytest.raises(UserError, match="flag --targets is missing"):
+        cli.require(seed=0, targets=[])
+
+
+def test_choose():
+    assert choose("fruit", "pear", ["pear", "plum"]) == "pear"
+    with pytest.raises(UserError, match="unknown fruit 'nut'; valid: pear, plum"):
+        choose("fruit", "nut", ["pear", "plum"])

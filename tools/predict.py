@@ -1,0 +1,76 @@
+"""Infers the parameters of lenses from their images, with an exported model.
+
+    python tools/predict.py --model=runs/first/export --images='data/*.fits' \\
+        --output=predictions.csv
+
+Reads .npy, HDF5 and FITS; writes one row per image as .csv, .ecsv or .h5.
+"""
+
+from absl import flags
+
+from dlens_tf import cli
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", None, "Exported model: a bundle, or the folder of its versions.")
+flags.DEFINE_list("images", [], "Image files and quoted patterns, separated by commas.")
+flags.DEFINE_string("output", None, "Catalogue to write: .csv, .ecsv or .h5.")
+flags.DEFINE_float("pixel_scale", None, "Arcsec per pixel of images whose file does not say.")
+flags.DEFINE_string(
+    "hdf5_dataset", None, "Data set to read in HDF5 files; default: the usual names."
+)
+flags.DEFINE_string("fits_hdu", None, "Name or number of the FITS HDU; default: the first image.")
+flags.DEFINE_integer(
+    "batch_size", 64, "Images that go through the network together.", lower_bound=1
+)
+
+ROWS_SHOWN = 10
+
+
+def main(argv):
+    del argv
+    cli.require(model=FLAGS.model, images=FLAGS.images, output=FLAGS.output)
+    # All input is checked before TensorFlow is imported.
+    from dlens_tf.inference.bundle import Manifest, find_bundle
+    from dlens_tf.io.catalogues import Column, check_catalogue_path, write_catalogue
+    from dlens_tf.io.files import expand_patterns
+    from dlens_tf.io.images import read_images
+
+    check_catalogue_path(FLAGS.output)
+    bundle = find_bundle(FLAGS.model)
+    manifest = Manifest.read(bundle)
+    paths = expand_patterns(FLAGS.images)
+    lenses = read_images(
+        paths,
+        manifest.image,
+        pixel_scale=FLAGS.pixel_scale,
+        hdf5_dataset=FLAGS.hdf5_dataset,
+        fits_hdu=FLAGS.fits_hdu,
+        progress=len(paths) > ROWS_SHOWN,
+    )
+    from dlens_tf.inference.predictor import Predictor
+
+    predictor = Predictor.load(bundle)
+    posterior = predictor.predict(
+        lenses.images, FLAGS.batch_size, progress=len(lenses) > FLAGS.batch_size
+    )
+    write_catalogue(
+        FLAGS.output,
+        [Column("file", lenses.files), Column("index", lenses.indices), *posterior.columns()],
+        meta={
+            "model": str(bundle),
+            "recipe": manifest.recipe,
+            "git_commit": manifest.git_commit,
+            "dlens_tf_version": manifest.dlens_tf_version,
+        },
+    )
+    for row in range(min(len(lenses), ROWS_SHOWN)):
+        print(f"{lenses.files[row]}[{lenses.indices[row]}]  {posterior.describe(row)}")
+    if len(lenses) > ROWS_SHOWN:
+        print(f"… and {len(lenses) - ROWS_SHOWN} more")
+    print(f"wrote {FLAGS.output}")
+
+
+entry = cli.program(main)
+
+if __name__ == "__main__":
+    entry()

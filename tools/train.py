@@ -1,0 +1,185 @@
+"""Trains a model, or resumes its training.
+
+    python tools/train.py --flagfile=configs/model_ii_cnn.flags --run_dir=runs/cnn
+
+Flags after the flagfile win. The same command after an interruption goes on where it stopped.
+Watch it with: tensorboard --logdir runs
+"""
+
+from absl import flags
+
+from dlens_tf import cli
+from dlens_tf.errors import UserError
+from dlens_tf.simulation.catalogue import CONFIGS
+from dlens_tf.simulation.recipes import CLASSES
+
+FLAGS = flags.FLAGS
+# Data.
+flags.DEFINE_enum("dataset", "deeplense", ["deeplense"], "Data set.")
+flags.DEFINE_enum("config", None, sorted(CONFIGS), "Configuration of the data set.")
+flags.DEFINE_string("data_dir", "data", "Folder under which data sets are kept.")
+flags.DEFINE_multi_enum("classes", [], CLASSES, "Classes to keep; all if not given. Repeatable.")
+flags.DEFINE_list("targets", ["log10_m_axion"], "Parameters to infer, comma-separated.")
+flags.DEFINE_enum(
+    "augmentation", "auto", ["auto", "none", "rot180", "d4", "rotate"],
+    "Turns and mirror images, of labels too; auto: the symmetry of the data set's prior.",
+)
+flags.DEFINE_enum("cache", "memory", ["memory", "none"], "Hold decoded images, or stream them.")
+flags.DEFINE_integer("max_validation", 2000, "Validation images used at most.", lower_bound=1)
+# Model.
+flags.DEFINE_enum("model", "resnet", ["resnet", "vit"], "Backbone.")
+flags.DEFINE_enum("head", "gaussian", ["point", "gaussian"], "What is predicted.")
+flags.DEFINE_enum(
+    "loss", None, ["mae", "huber", "nll", "beta_nll"],
+    "Loss; mae or huber for a point head, nll or beta_nll for a Gaussian one (default: mae, nll).",
+)
+flags.DEFINE_enum(
+    "front_end", "flux", ["flux", "smooth_residual"],
+    "flux: stretched image; smooth_residual: with the residual against a fitted smooth lens "
+    "(recipes with a fixed macro-model).",
+)
+flags.DEFINE_integer("crop", None, "smooth_residual: central pixels kept.", lower_bound=8)
+flags.DEFINE_integer("binning", 1, "smooth_residual: pixels averaged per side.", lower_bound=1)
+flags.DEFINE_integer("resnet_width", 16, "Channels of the first stage.", lower_bound=1)
+flags.DEFINE_integer("resnet_depth", 2, "Blocks per stage.", lower_bound=1)
+flags.DEFINE_integer("resnet_stages", 4, "Stages.", lower_bound=1)
+flags.DEFINE_integer("resnet_stem_stride", 2, "Stride of the first convolution.", lower_bound=1)
+flags.DEFINE_integer("vit_patch_size", 8, "Pixels per side of a patch.", lower_bound=1)
+flags.DEFINE_integer("vit_width", 96, "Size of a token.", lower_bound=1)
+flags.DEFINE_integer("vit_depth", 6, "Encoder blocks.", lower_bound=1)
+flags.DEFINE_integer("vit_heads", 4, "Attention heads.", lower_bound=1)
+flags.DEFINE_float("dropout", 0.0, "Dropout rate.", lower_bound=0.0, upper_bound=0.9)
+# Optimisation.
+flags.DEFINE_integer("batch_size", 64, "Images in a global batch.", lower_bound=1)
+flags.DEFINE_integer("epochs", 30, "Passes over the training split.", lower_bound=1)
+flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate.", lower_bound=0.0)
+flags.DEFINE_float(
+    "warmup_fraction", 0.05, "Fraction of steps that warm up.", lower_bound=0.0, upper_bound=1.0
+)
+flags.DEFINE_float("weight_decay", 1e-4, "AdamW's weight decay.", lower_bound=0.0)
+flags.DEFINE_float("clip_norm", 1.0, "Largest global gradient norm.", lower_bound=0.0)
+flags.DEFINE_float(
+    "ema_momentum", 0.998, "Of the averaged weights.", lower_bound=0.0, upper_bound=1.0
+)
+flags.DEFINE_integer(
+    "patience", 0, "Epochs without improvement before stopping; 0: never.", lower_bound=0
+)
+flags.DEFINE_integer("seed", 0, "Seed of weights, order and augmentation.", lower_bound=0)
+flags.DEFINE_bool("deterministic", False, "Same bits every time, at some cost in speed.")
+# Run.
+flags.DEFINE_string("run_dir", None, "Folder of the run.")
+flags.DEFINE_enum(
+    "strategy", "one_device", ["one_device", "mirrored", "multi_worker"],
+    "Distribution; multi_worker reads TF_CONFIG.",
+)
+flags.DEFINE_integer("logical_devices", 1, "Cut the CPU into so many devices.", lower_bound=1)
+flags.DEFINE_integer("log_every", 20, "Steps between log lines.", lower_bound=1)
+flags.DEFINE_list("profile_steps", [], "First and last step of a TensorBoard profile: a,b.")
+
+# Flags that change where or how a run is watched, not what it computes.
+HARMLESS = ("run_dir", "data_dir", "log_every", "profile_steps", "strategy", "logical_devices")
+
+_MODEL_FLAGS = {
+    "resnet": {
+        "width": "resnet_width",
+        "depth": "resnet_depth",
+        "stages": "resnet_stages",
+        "stem_stride": "resnet_stem_stride",
+    },
+    "vit": {
+        "patch_size": "vit_patch_size",
+        "width": "vit_width",
+        "depth": "vit_depth",
+        "heads": "vit_heads",
+    },
+}
+
+
+def _profile_steps() -> tuple[int, int] | None:
+    if not FLAGS.profile_steps:
+        return None
+    try:
+        first, last = (int(text) for text in FLAGS.profile_steps)
+    except ValueError:
+        first, last = 0, 0
+    if not 0 < first <= last:
+        raise UserError("--profile_steps needs a first and a last step, for example 10,20")
+    return first, last
+
+
+def _options():
+    from dlens_tf.training.launch import RunOptions
+
+    backbone_flags = _MODEL_FLAGS[FLAGS.model]
+    front_end_options = {}
+    if FLAGS.front_end == "smooth_residual":
+        front_end_options = {"crop": FLAGS.crop, "binning": FLAGS.binning}
+    own_flags = FLAGS.get_key_flags_for_module(__import__("sys").modules[__name__])
+    return RunOptions(
+        dataset=FLAGS.dataset,
+        config=FLAGS.config,
+        data_dir=FLAGS.data_dir,
+        run_dir=FLAGS.run_dir,
+        targets=FLAGS.targets,
+        classes=FLAGS.classes,
+        batch_size=FLAGS.batch_size,
+        augmentation=FLAGS.augmentation,
+        cache=FLAGS.cache,
+        max_validation=FLAGS.max_validation,
+        seed=FLAGS.seed,
+        strategy=FLAGS.strategy,
+        logical_devices=FLAGS.logical_devices,
+        deterministic=FLAGS.deterministic,
+        model={
+            "backbone": FLAGS.model,
+            "options": {
+                **{option: FLAGS[flag].value for option, flag in backbone_flags.items()},
+                "dropout": FLAGS.dropout,
+            },
+            "head": FLAGS.head,
+            "loss": FLAGS.loss or {"point": "mae", "gaussian": "nll"}[FLAGS.head],
+            "front_end": FLAGS.front_end,
+            "front_end_options": front_end_options,
+        },
+        plan={
+            name: FLAGS[name].value
+            for name in (
+                "epochs", "learning_rate", "warmup_fraction", "weight_decay", "clip_norm",
+                "ema_momentum", "patience", "log_every",
+            )
+        } | {"profile_steps": _profile_steps()},
+        flags={
+            flag.name: _text(flag.value) for flag in own_flags if flag.value not in (None, [])
+        },
+        harmless_flags=HARMLESS,
+    )
+
+
+def _text(value) -> str:
+    if isinstance(value, list):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def main(argv):
+    del argv
+    cli.require(config=FLAGS.config, run_dir=FLAGS.run_dir)
+    options = _options()
+    from dlens_tf.training.launch import train_run
+    from dlens_tf.training.trainer import Interrupted
+
+    try:
+        run_dir = train_run(options)
+    except Interrupted:
+        print(f"stopped and saved; run the same command again to go on ({FLAGS.run_dir})")
+        return cli.EXIT_INTERRUPTED
+    print(f"run folder: {run_dir}")
+    print(f"watch:      tensorboard --logdir {run_dir}")
+    print(f"evaluate:   {cli.command_line('evaluate', run_dir=run_dir)}")
+    return 0
+
+
+entry = cli.program(main)
+
+if __name__ == "__main__":
+    entry()
