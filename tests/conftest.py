@@ -8,6 +8,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("NO_GCE_CHECK", "true")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -42,3 +43,59 @@ def run_tool():
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def write_run():
+    """Writes a run folder with a small untrained model: write_run(folder, head="gaussian")."""
+
+    def write(folder: Path, head: str = "gaussian") -> Path:
+        import keras
+
+        from dlens_tf.simulation.recipes import get_recipe
+
+        recipe = get_recipe("model_ii_instrument")
+        targets = recipe.class_parameters("axion").select(["log10_m_axion", "source_x"])
+        keras.utils.set_random_seed(1)
+        image = keras.Input((64, 64, 1))
+        hidden = keras.layers.Conv2D(4, 8, strides=8, activation="relu")(image)
+        hidden = keras.layers.Flatten()(hidden)
+        bias = keras.initializers.Constant(targets.means[0])
+        outputs = {"mean": keras.layers.Dense(2, bias_initializer=bias)(hidden)}
+        if head == "gaussian":
+            outputs["stddev"] = keras.layers.Dense(2, activation="softplus")(hidden)
+        model = keras.Model(image, outputs)
+        folder.mkdir(parents=True)
+        model.save(folder / "model.keras")
+        run = {
+            "dataset": "deeplense",
+            "config": "model_ii_instrument",
+            "data_dir": "data",
+            "dataset_version": "1.0.0",
+            "classes": ["axion"],
+            "targets": targets.to_dicts(),
+            "image_shape": [64, 64, 1],
+            "pixel_scale": 0.101,
+            "instrument": "euclid_vis_2021",
+            "recipe": "model_ii_instrument",
+            "model": {"name": "stand-in"},
+            "head": head,
+            "seed": 1,
+            "git_commit": "0" * 40,
+            "dlens_tf_version": "0.1.0",
+            "num_parameters": model.count_params(),
+        }
+        (folder / "run.json").write_text(json.dumps(run))
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def exported_run(write_run, tmp_path_factory) -> Path:
+    """A run folder with a Gaussian head, exported once: export/1. Not to be changed."""
+    from dlens_tf.serving.export import export_run
+
+    folder = write_run(tmp_path_factory.mktemp("exported") / "run")
+    export_run(folder)
+    return folder

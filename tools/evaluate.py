@@ -22,6 +22,9 @@ flags.DEFINE_integer(
 def main(argv):
     del argv
     cli.require(run_dir=FLAGS.run_dir)
+    from dlens_tf.training.run_folder import RunFolder
+
+    RunFolder.open(FLAGS.run_dir)  # a wrong folder is told before TensorFlow is loaded
     from dlens_tf.evaluation.evaluate import evaluate_run
     from dlens_tf.evaluation.report import text_table
 

@@ -73,6 +73,7 @@ flags.DEFINE_enum(
     "Distribution; multi_worker reads TF_CONFIG.",
 )
 flags.DEFINE_integer("logical_devices", 1, "Cut the CPU into so many devices.", lower_bound=1)
+flags.DEFINE_bool("jit", False, "Compile the training step with XLA; on one device only.")
 flags.DEFINE_integer("log_every", 20, "Steps between log lines.", lower_bound=1)
 flags.DEFINE_list("profile_steps", [], "First and last step of a TensorBoard profile: a,b.")
 
@@ -145,7 +146,7 @@ def _options():
             name: FLAGS[name].value
             for name in (
                 "epochs", "learning_rate", "warmup_fraction", "weight_decay", "clip_norm",
-                "ema_momentum", "patience", "log_every",
+                "ema_momentum", "patience", "log_every", "jit",
             )
         } | {"profile_steps": _profile_steps()},
         flags={

@@ -429,7 +429,7 @@ def evaluate_run(
     num = len(predictions.truth)
     centre, linear = baselines.predict_centre(targets, num), fit.predict(predictions.statistics)
     has_stddev = predictions.stddev is not None
-    description = f"{config['model']['name']} with {config['head']} head"
+    description = f"{config['model']['backbone']} with {config['head']} head"
     entries = {}
     for i, parameter in enumerate(targets):
 
@@ -440,8 +440,8 @@ def evaluate_run(
             parameter,
             {
                 "model": (
-                    f"this model ({description})",
-                    "this evaluation",
+                    "this model",
+                    description,
                     predictions.mean[:, i],
                     column(predictions.stddev),
                 ),

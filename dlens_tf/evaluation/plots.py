@@ -90,8 +90,15 @@ def _cloud(
 
 def _legend_above(axis: Axes, columns: int) -> None:
     """A legend above the axes, where it hides no data."""
+    handles, labels = axis.get_legend_handles_labels()
     axis.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=9
+        handles,
+        labels,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
     )
 
 

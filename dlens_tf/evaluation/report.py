@@ -32,7 +32,8 @@ def format_estimate(estimate: Estimate | None) -> str:
     digits = 1 - exponent if error < 2 * 10.0**exponent else -exponent
     if -exponent > 6 or exponent > 5:
         return f"{value:.4g} ± {error:.2g}"
-    return f"{value:.{max(0, digits)}f} ± {error:.{max(0, digits)}f}"
+    digits = max(0, digits)
+    return f"{value:z.{digits}f} ± {error:.{digits}f}"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -61,10 +62,11 @@ def text_table(result: Mapping[str, Any]) -> str:
     for name, entry in result["parameters"].items():
         unit = f" [{entry['difference_unit']}]" if entry["difference_unit"] else ""
         metrics = metric_names(entry["metrics"])
-        lines = [[name + unit, *(TITLES[m] for m in metrics), "MAE / limit"]]
+        first, *others = (TITLES[m] for m in metrics)
+        lines = [[name + unit, first, f"{first} / limit", *others]]
         for row in entry["rows"]:
-            cells = [format_estimate(row["metrics"].get(m)) for m in metrics]
-            lines.append([row["name"], *cells, format_estimate(row["mae_over_limit"])])
+            first, *others = (format_estimate(row["metrics"].get(m)) for m in metrics)
+            lines.append([row["name"], first, format_estimate(row["mae_over_limit"]), *others])
         # Columns that say nothing for this parameter are left out.
         keep = [i for i in range(len(lines[0])) if any(line[i] != "–" for line in lines[1:])]
         widths = {i: max(len(line[i]) for line in lines) for i in keep}

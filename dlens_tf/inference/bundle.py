@@ -129,11 +129,11 @@ def file_checksum(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def versions(base: Path) -> list[int]:
-    """The integer names inside a base folder, ascending; what TF Serving takes as versions."""
+def versions(base: Path) -> dict[int, Path]:
+    """The folders inside a base folder whose name is an integer, as TF Serving finds versions."""
     if not base.is_dir():
-        return []
-    return sorted(int(p.name) for p in base.iterdir() if p.name.isascii() and p.name.isdigit())
+        return {}
+    return {int(p.name): p for p in base.iterdir() if p.name.isascii() and p.name.isdigit()}
 
 
 def find_bundle(path: str | Path) -> Path:
@@ -151,11 +151,8 @@ def find_bundle(path: str | Path) -> Path:
             f"{path} is not an exported model; run tools/export.py --run_dir={run} and give the "
             f"folder it writes ({run / 'export'})"
         )
-    for version in reversed(versions(path)):
-        # A version may be padded with zeros; TF Serving reads it as a number too.
-        for folder in path.iterdir():
-            if folder.name.isdigit() and int(folder.name) == version:
-                if (folder / SAVED_MODEL).is_file():
-                    return folder
+    found = {n: p for n, p in versions(path).items() if (p / SAVED_MODEL).is_file()}
+    if found:
+        return found[max(found)]
     state = "holds no exported model" if path.exists() else "does not exist"
     raise UserError(f"{path} {state}; a model is exported by tools/export.py")

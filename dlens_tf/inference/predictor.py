@@ -57,7 +57,7 @@ class Predictor:
           images: real numbers, [N, H, W, C], or as `ImageContract.arrange` takes them; raw
             flux in the unit of the model's instrument.
           batch_size: images that go through the network together.
-          progress: whether to show a bar.
+          progress: whether to show a bar on a terminal.
 
         Raises:
           UserError: if type, shape or values of the images do not fit the model.
@@ -66,7 +66,8 @@ class Predictor:
             raise UserError(f"batch size must be at least 1, not {batch_size}")
         images = self.manifest.image.arrange(np.asarray(images), "images")
         batches = []
-        with tqdm(total=len(images), desc="predict", unit="image", disable=not progress) as bar:
+        hide = None if progress else True  # None hides it where there is no terminal
+        with tqdm(total=len(images), desc="predict", unit="image", disable=hide) as bar:
             for start in range(0, len(images), batch_size):
                 batch = images[start : start + batch_size]
                 outputs = self._signature(image=tf.constant(batch))

@@ -59,8 +59,8 @@ def write_catalogue(
     Raises:
       UserError: if the suffix is unknown or the file can't be written; nothing is left then.
     """
-    from astropy.table import Table
     from astropy.table import Column as TableColumn
+    from astropy.table import Table
 
     path = check_catalogue_path(path)
     table = Table(
@@ -75,7 +75,8 @@ def write_catalogue(
     if file_format == "hdf5":
         options = {"path": HDF5_TABLE, "serialize_meta": True}
     elif file_format == "ascii.csv":
-        # The shortest text that gives the same float32 again.
-        options = {"formats": {c.name: str for c in table.itercols() if c.dtype.kind == "f"}}
+        # The shortest text that gives the same float32 again; the fast writer widens to float64.
+        formats = {c.name: str for c in table.itercols() if c.dtype.kind == "f"}
+        options = {"formats": formats, "fast_writer": False}
     with atomic_write(path) as partial:
         table.write(partial, format=file_format, **options)

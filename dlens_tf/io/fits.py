@@ -38,7 +38,7 @@ def read_fits(path: Path, hdu: str | None = None, channels: int = 1) -> RawImage
             warnings.simplefilter("ignore", VerifyWarning)
             warnings.simplefilter("ignore", wcs.FITSFixedWarning)
             warnings.filterwarnings("error", "File may have been truncated", AstropyUserWarning)
-            with fits.open(path, memmap=False) as hdus:
+            with open(path, "rb") as stream, fits.open(stream, memmap=False) as hdus:
                 image, note = _find(hdus, hdu, path)
                 array = np.asarray(image.data)
                 scale = _pixel_scale(image.header, hdus[0].header, path)
@@ -65,7 +65,10 @@ def _find(hdus: fits.HDUList, name: str | None, path: Path):
     first = next(iter(images.values()))
     if len(images) == 1:
         return first, None
-    return first, f"{path} holds several images; the first is read, --fits_hdu names: {listing}"
+    return (
+        first,
+        f"{path}: of several images in a file the first is read; --fits_hdu takes: {listing}",
+    )
 
 
 def _pixel_scale(header: fits.Header, primary: fits.Header, path: Path) -> float | None:

@@ -89,7 +89,7 @@ def read_images(
         they say.
       hdf5_dataset: data set to read in HDF5 files; None takes the usual names.
       fits_hdu: name or number of the HDU to read in FITS files; None takes the first image.
-      progress: whether to show a bar.
+      progress: whether to show a bar on a terminal.
 
     Raises:
       UserError: at the first file that is missing, damaged or does not fit the contract.
@@ -98,17 +98,20 @@ def read_images(
         raise UserError("no image file given")
     if pixel_scale is not None:
         contract.check_pixel_scale(pixel_scale, "--pixel_scale")
-    images, files, indices, scales, notes, unknown = [], [], [], [], [], []
-    for path in tqdm([Path(p) for p in paths], "read", unit="file", disable=not progress):
+    images, files, indices, scales, unknown = [], [], [], [], []
+    noted = False  # one note stands for all files
+    hide = None if progress else True  # None hides it where there is no terminal
+    for path in tqdm([Path(p) for p in paths], "read", unit="file", disable=hide):
         raw = _read(path, contract.shape[-1], hdf5_dataset, fits_hdu)
+        if raw.note and not noted:
+            logging.warning("%s", raw.note)
+            noted = True
         batch = contract.arrange(raw.array, str(path))
         scale = pixel_scale if raw.pixel_scale is None else raw.pixel_scale
         if scale is None:
             unknown.append(path)
         else:
             contract.check_pixel_scale(scale, str(path))
-        if raw.note:
-            notes.append(raw.note)
         images.append(batch)
         files += [str(path)] * len(batch)
         indices.append(np.arange(len(batch)))
@@ -121,7 +124,4 @@ def read_images(
             more,
             contract.pixel_scale,
         )
-    if notes:
-        more = f" (and {len(notes) - 1} more files alike)" if len(notes) > 1 else ""
-        logging.warning("%s%s", notes[0], more)
     return ImageSet(np.concatenate(images), files, np.concatenate(indices), np.concatenate(scales))

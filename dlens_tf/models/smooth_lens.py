@@ -53,7 +53,7 @@ class SmoothLensResidual(keras.layers.Layer):
       exposure_time: of the instrument, s; ignored for counts.
       source: Sersic source: amplitude (surface brightness at R_sersic times the pixel's area),
         R_sersic, e1, e2; its index is 1.
-      psf_size: side of the PSF kernel.
+      psf_size: length of the one-dimensional kernel of the (separable) PSF.
 
     Input: images [N, H, W, 1], raw flux. Output: float32 [N, crop/binning, crop/binning, 3]:
     stretched image, stretched smooth model, residual in standard deviations.
@@ -72,7 +72,7 @@ class SmoothLensResidual(keras.layers.Layer):
         psf_size: int,
         grid: int = 9,
         position_range: float = 0.36,
-        steps: int = 5,
+        steps: int = 4,
         **kwargs,
     ):
         super().__init__(**{**kwargs, "dtype": "float32", "trainable": False})
@@ -118,14 +118,14 @@ class SmoothLensResidual(keras.layers.Layer):
                 "e1": fixed["source_e1"],
                 "e2": fixed["source_e2"],
             },
-            psf_size=optics.psf.shape[0],
+            psf_size=len(optics.psf),
             **kwargs,
         )
         layer.build((None, *recipe.image_shape))
         edge = (recipe.num_pix - crop) // 2
         inner = slice(edge, edge + crop)
         layer.beta.assign(np.stack([optics.beta_x[inner, inner], optics.beta_y[inner, inner]]))
-        layer.psf.assign(optics.psf[..., np.newaxis, np.newaxis])
+        layer.psf.assign(optics.psf)
         layer.templates.assign(layer._make_templates())
         return layer
 
@@ -137,10 +137,7 @@ class SmoothLensResidual(keras.layers.Layer):
             name="beta", shape=(2, self.crop, self.crop), initializer="zeros", trainable=False
         )
         self.psf = self.add_weight(
-            name="psf",
-            shape=(self.psf_size, self.psf_size, 1, 1),
-            initializer="zeros",
-            trainable=False,
+            name="psf", shape=(self.psf_size,), initializer="zeros", trainable=False
         )
         self.templates = self.add_weight(
             name="templates",
@@ -186,8 +183,14 @@ class SmoothLensResidual(keras.layers.Layer):
         return brightness, by_x, by_y
 
     def _convolve(self, images):
-        """PSF convolution of [N, crop, crop]."""
-        return ops.conv(images[..., None], self.psf, padding="same")[..., 0]
+        """PSF convolution of [N, crop, crop], one axis after the other."""
+        # Shifted sums: several times faster on a CPU than a one-channel convolution.
+        reach = self.psf_size // 2
+        padded = ops.pad(images, [(0, 0), (reach, reach), (reach, reach)])
+        rows = sum(self.psf[i] * padded[:, i : i + self.crop] for i in range(self.psf_size))
+        return sum(
+            self.psf[i] * rows[:, :, i : i + self.crop] for i in range(self.psf_size)
+        )
 
     def _bin(self, images, factor: int):
         """Means of factor × factor pixels of [N, S, S]."""

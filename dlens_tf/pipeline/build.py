@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,6 +108,9 @@ def build_dataset(
         _prepare(builder, min(num_shards, min(sizes.values()) * len(builder.spec.classes)))
     except OSError as error:
         raise UserError(f"can't write to {data_dir}: {error.strerror or error}") from error
+    except KeyboardInterrupt:
+        tqdm.write("what is simulated is kept: the same command goes on from here", sys.stderr)
+        raise
     finally:
         if bar is not None:
             bar.close()

@@ -40,9 +40,24 @@ def _eager_runner(bundle: Path) -> Iterator[Runner]:
 
 
 @contextlib.contextmanager
+def _no_deprecation_notice() -> Iterator[None]:
+    """The session loader is deprecated for Python, but it is the one that TF Serving has."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
 def _session_runner(bundle: Path) -> Iterator[Runner]:
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        graph = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(bundle))
+        with _no_deprecation_notice():
+            graph = tf.compat.v1.saved_model.loader.load(
+                session, [tf.saved_model.SERVING], str(bundle)
+            )
 
         def run(signature: str, inputs: Outputs) -> Outputs:
             definition = graph.signature_def[signature]

@@ -34,7 +34,7 @@ def to_bytes(images: np.ndarray) -> list[bytes]:
     return [image.astype("<f4").tobytes() for image in images]
 
 
-def _request(signature: str, key: str, tensor: tf.compat.v1.TensorProto):
+def _request(signature: str, key: str, tensor) -> predict_pb2.PredictRequest:
     request = predict_pb2.PredictRequest()
     request.model_spec.name = _MODEL_NAME
     request.model_spec.signature_name = signature

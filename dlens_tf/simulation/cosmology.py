@@ -8,7 +8,7 @@ ARCSEC_PER_RADIAN = {"angular": 206264.80624709636, "luminosity": 206265.0}
 """By kind of distance: DeepLenseSim rounds it."""
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def flat_lambda_cdm(h0: float, omega_m: float, omega_b: float):
     """A cached `astropy.cosmology.FlatLambdaCDM`."""
     from astropy.cosmology import FlatLambdaCDM
@@ -16,7 +16,7 @@ def flat_lambda_cdm(h0: float, omega_m: float, omega_b: float):
     return FlatLambdaCDM(H0=h0, Om0=omega_m, Ob0=omega_b)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _point_mass_scale(
     z_lens: float, z_source: float, parameters: tuple[float, float, float], distances: str
 ) -> float:
@@ -29,7 +29,8 @@ def _point_mass_scale(
     if distances == "angular":
         d_lens = cosmology.angular_diameter_distance(z_lens)
         d_source = cosmology.angular_diameter_distance(z_source)
-        d_between = cosmology.angular_diameter_distance(z_lens, z_source)
+        comoving = cosmology.comoving_distance(z_source) - cosmology.comoving_distance(z_lens)
+        d_between = comoving / (1.0 + z_source)  # in a flat universe
     else:
         d_lens = cosmology.luminosity_distance(z_lens)
         d_source = cosmology.luminosity_distance(z_source)

@@ -86,10 +86,14 @@ def simulate_block(block: Block) -> dict[str, np.ndarray]:
 
 def _simulate_to_file(task: tuple[Block, str]) -> None:
     block, path = task
-    partial = f"{path}.{os.getpid()}.partial"
-    with open(partial, "wb") as file:
-        np.savez(file, **simulate_block(block))
-    os.replace(partial, path)
+    arrays = simulate_block(block)
+    partial = Path(f"{path}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _ignore_interrupts() -> None:

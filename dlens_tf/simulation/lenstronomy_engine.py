@@ -18,13 +18,10 @@ from dlens_tf.simulation.substructure import PointMasses
 
 
 @functools.lru_cache(maxsize=8)
-def _sim_api(recipe_name: str, num_points: int):
+def _sim_api(recipe: Recipe, num_points: int):
     """(image model, magnitude-to-amplitude function) of a recipe with so many point masses."""
     from lenstronomy.SimulationAPI.sim_api import SimAPI
 
-    from dlens_tf.simulation.recipes import get_recipe
-
-    recipe = get_recipe(recipe_name)
     lens_models = ["SIE", "SHEAR"] + ["POINT_MASS"] * num_points
     kwargs_model = {
         "lens_model_list": lens_models,
@@ -85,7 +82,7 @@ def render(recipe: Recipe, parameters: Mapping[str, float], points: PointMasses)
     Returns:
       float64 [num_pix, num_pix], e-/s per pixel (Model I: its own amplitude unit).
     """
-    image_model, magnitude2amplitude = _sim_api(recipe.name, len(points))
+    image_model, magnitude2amplitude = _sim_api(recipe, len(points))
     source = source_kwargs(parameters)
     if recipe.source_amplitude is None:
         source["magnitude"] = parameters["source_magnitude"]
@@ -95,13 +92,37 @@ def render(recipe: Recipe, parameters: Mapping[str, float], points: PointMasses)
     return image_model.image(lens_kwargs(parameters, points), [source])
 
 
+def inverse_magnification(
+    recipe: Recipe,
+    parameters: Mapping[str, float],
+    points: PointMasses,
+    x: np.ndarray,
+    y: np.ndarray,
+) -> np.ndarray:
+    """Determinant of the lens mapping at image positions; critical curves are where it is 0.
+
+    Args:
+      recipe: conventions.
+      parameters: values of the recipe's shared parameters.
+      points: substructure.
+      x: positions in arcsec, any shape.
+      y: the same.
+
+    Returns:
+      1 / magnification, with its sign, the shape of `x`.
+    """
+    image_model, _ = _sim_api(recipe, len(points))
+    kwargs = lens_kwargs(parameters, points)
+    return 1.0 / image_model.LensModel.magnification(x.ravel(), y.ravel(), kwargs).reshape(x.shape)
+
+
 class SmoothOptics(NamedTuple):
     """What a fixed macro-model does to any source.
 
     Attributes:
       beta_x: unlensed x of each pixel centre, [num_pix, num_pix], arcsec.
       beta_y: unlensed y.
-      psf: kernel of odd side, sum 1, at pixel resolution.
+      psf: one-dimensional kernel of the separable PSF, odd length, sum 1, pixel resolution.
       amplitude: flux of a pixel at the source's R_sersic, before the PSF.
     """
 
@@ -113,7 +134,7 @@ class SmoothOptics(NamedTuple):
 
 def smooth_optics(recipe: Recipe) -> SmoothOptics:
     """Ray-shoots the macro-model of a recipe that fixes it, without supersampling."""
-    image_model, magnitude2amplitude = _sim_api(recipe.name, 0)
+    image_model, magnitude2amplitude = _sim_api(recipe, 0)
     fixed = {p.name: p.prior.mean for p in recipe.shared_parameters}
     x, y = image_model.Data.pixel_coordinates
     beta = image_model.LensModel.ray_shooting(
@@ -121,9 +142,9 @@ def smooth_optics(recipe: Recipe) -> SmoothOptics:
     )
     # lenstronomy convolves Gaussian PSFs with the same truncated filter.
     radius = int(recipe.instrument.psf_truncation * _psf_sigma_pixels(recipe) + 0.5)
-    delta = np.zeros((2 * radius + 1, 2 * radius + 1))
-    delta[radius, radius] = 1.0
-    psf = ndimage.gaussian_filter(
+    delta = np.zeros(2 * radius + 1)
+    delta[radius] = 1.0
+    psf = ndimage.gaussian_filter1d(
         delta, _psf_sigma_pixels(recipe), truncate=recipe.instrument.psf_truncation
     )
     amplitude = recipe.source_amplitude
@@ -134,7 +155,7 @@ def smooth_optics(recipe: Recipe) -> SmoothOptics:
     return SmoothOptics(
         beta[0].reshape(x.shape),
         beta[1].reshape(x.shape),
-        psf / psf.sum(),
+        psf,
         amplitude * recipe.instrument.pixel_scale**2,
     )
 

@@ -95,7 +95,7 @@ class InformationLimit:
     bin_mae: tuple[float, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity, so that engines can cache
 class Recipe:
     """Everything that defines a simulated data set. See the module's synopsis.
 

@@ -56,8 +56,9 @@ def simulate(recipe: Recipe, dm_class: str, seed: int, index: int) -> Lens:
     Raises:
       UserError: if the class is unknown.
     """
+    parameter_set = recipe.class_parameters(dm_class)
     parameter_rng, substructure_rng, noise_rng = _generators(recipe, dm_class, seed, index)
-    parameters = recipe.class_parameters(dm_class).sample(parameter_rng)
+    parameters = parameter_set.sample(parameter_rng)
     if dm_class == "axion":
         points = vortex_points(
             recipe.vortex, parameters["log10_m_axion"], parameters["phi_vortex"], recipe

@@ -48,6 +48,7 @@ class TrainingPlan:
       patience: validations without improvement before stopping; 0 never stops early.
       log_every: steps between log lines.
       profile_steps: (first, last) steps of a TensorBoard profile, or None.
+      jit: compile the step with XLA; on one device only.
     """
 
     epochs: int
@@ -59,6 +60,7 @@ class TrainingPlan:
     patience: int = 0
     log_every: int = 20
     profile_steps: tuple[int, int] | None = None
+    jit: bool = False
 
 
 class Trainer:
@@ -97,6 +99,8 @@ class Trainer:
                 f"batch_size {self._batch_size} is not a multiple of the "
                 f"{strategy.num_replicas_in_sync} devices"
             )
+        if plan.jit and strategy.num_replicas_in_sync > 1:
+            raise UserError("--jit works on one device only; leave it out or use one_device")
         self.total_steps = plan.epochs * batches.steps_per_epoch
         with strategy.scope():
             self.model = make_model()
@@ -113,7 +117,7 @@ class Trainer:
                 )
             }
         self._head = self.model.get_layer("head")
-        self._train_step = tf.function(self._distributed_step)
+        self._train_step = tf.function(self._distributed_step, jit_compile=plan.jit or None)
         self._predict = tf.function(lambda images: self.averaged(images, training=False))
         self._chief = strategies.is_chief(strategy)
         self._checkpoints_dir = run.checkpoints_dir

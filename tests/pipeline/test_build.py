@@ -1,0 +1,141 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dlens_tf.errors import UserError
+from dlens_tf.pipeline.build import build_dataset
+from dlens_tf.simulation import generate
+
+CONFIG = "model_iii_instrument_classes"
+SIZES = {"train": 12, "validation": 4, "test": 4}
+BLOCK_SIZE = 4
+
+# The command, with blocks small enough to be interrupted between them.
+BUILD = f"""
+import sys
+from dlens_tf.cli import quiet_tensorflow
+from dlens_tf.pipeline.build import build_dataset
+from dlens_tf.simulation import generate
+quiet_tensorflow()
+generate.BLOCK_SIZE = {BLOCK_SIZE}
+build_dataset("deeplense", {CONFIG!r}, sys.argv[1], sizes={SIZES!r}, num_shards=2, workers=2)
+"""
+
+
+@pytest.fixture
+def build(monkeypatch):
+    monkeypatch.setattr(generate, "BLOCK_SIZE", BLOCK_SIZE)
+
+    def build(data_dir, **changes):
+        arguments = {"sizes": SIZES, "num_shards": 2, **changes}
+        return build_dataset("deeplense", CONFIG, data_dir, **arguments)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The data set built in one go by one process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "BLOCK_SIZE", BLOCK_SIZE)
+        return build_dataset(
+            "deeplense", CONFIG, tmp_path_factory.mktemp("reference"), sizes=SIZES, num_shards=2
+        )
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_reference_is_complete(reference):
+    names = set(contents(reference))
+    assert {f"deeplense-train.tfrecord-0000{i}-of-00002" for i in (0, 1)} <= names
+    assert not list(reference.parents[2].glob(".dlens_blocks"))
+
+
+def test_number_of_workers_leaves_no_trace(reference, build, tmp_path):
+    assert contents(build(tmp_path, workers=2)) == contents(reference)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_interrupted_build_completes_with_the_same_bytes(reference, build, tmp_path, sent):
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUILD, str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    blocks = tmp_path / ".dlens_blocks" / "deeplense" / CONFIG
+    deadline = time.monotonic() + 90
+    while len(list(blocks.glob("*.npz"))) < 2 and process.poll() is None:
+        assert time.monotonic() < deadline, "no block was written"
+        time.sleep(0.02)
+    # As Ctrl-C does it: to the workers too.
+    os.killpg(process.pid, sent)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode != 0
+    if sent == signal.SIGINT:
+        assert "the same command goes on from here" in messages
+    assert len(list(blocks.glob("*.npz"))) >= 2
+    assert not (tmp_path / "deeplense" / CONFIG / "1.0.0").exists()
+    assert contents(build(tmp_path)) == contents(reference)
+    assert [path.name for path in tmp_path.iterdir()] == ["deeplense"]
+
+
+def test_half_written_shards_are_cleared_away(reference, build, tmp_path):
+    half = tmp_path / "deeplense" / CONFIG / "1.0.0.incompleteABC"
+    half.mkdir(parents=True)
+    (half / "deeplense-train.tfrecord-00000-of-00002").write_bytes(b"half")
+    assert contents(build(tmp_path)) == contents(reference)
+    assert not half.exists()
+
+
+def test_complete_data_set_is_left_alone(build, reference, capsys):
+    before = {path: path.stat().st_mtime_ns for path in reference.iterdir()}
+    assert build(reference.parents[2]) == reference
+    assert capsys.readouterr().out == f"{reference} is complete already\n"
+    assert {path: path.stat().st_mtime_ns for path in reference.iterdir()} == before
+
+
+def test_other_seed_is_refused_or_overwrites(build, reference, tmp_path):
+    path = build(tmp_path)
+    with pytest.raises(UserError, match="exists with seed 0, not 1; .* --overwrite"):
+        build(tmp_path, seed=1)
+    assert contents(path) == contents(reference)
+    build(tmp_path, seed=1, overwrite=True)
+    shard = "deeplense-train.tfrecord-00000-of-00002"
+    assert contents(path)[shard] != contents(reference)[shard]
+
+
+def test_no_more_shards_than_examples(build, tmp_path):
+    path = build(tmp_path, sizes={"train": 3, "validation": 1, "test": 1}, num_shards=8)
+    assert len(list(path.glob("*train.tfrecord*"))) == 3
+
+
+def test_folder_that_is_no_data_set(build, tmp_path):
+    (tmp_path / "deeplense" / CONFIG / "1.0.0").mkdir(parents=True)
+    with pytest.raises(UserError, match="is no data set; remove it or add --overwrite"):
+        build(tmp_path)
+
+
+def test_unwritable_folder(build, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UserError, match=f"can't write to {file}/data: Not a directory"):
+        build(file / "data")
+
+
+def test_full_disk(build, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("numpy.savez", full)
+    with pytest.raises(UserError, match="can't write to .*: No space left on device"):
+        build(tmp_path)
+    monkeypatch.undo()
+    assert not list(tmp_path.rglob("*.incomplete*"))

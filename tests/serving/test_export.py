@@ -1,0 +1,205 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import stats
+
+from dlens_tf.errors import UserError
+from dlens_tf.serving import export
+from dlens_tf.serving.export import export_run
+
+IMAGES = np.random.default_rng(0).normal(size=(7, 64, 64, 1)).astype(np.float32)
+LEVELS = [0.025, 0.16, 0.5, 0.84, 0.975]
+
+
+@pytest.fixture(scope="module")
+def bundle(exported_run):
+    return exported_run / "export" / "1"
+
+
+@pytest.fixture(scope="module")
+def expected(exported_run):
+    outputs = keras.models.load_model(exported_run / "model.keras")(IMAGES)
+    mean, stddev = (np.asarray(outputs[key], np.float64) for key in ("mean", "stddev"))
+    quantiles = stats.norm(mean[..., None], stddev[..., None]).ppf(LEVELS)
+    return {"mean": mean, "stddev": stddev, "quantiles": quantiles}
+
+
+def inputs(signature: str, batch: int):
+    if signature == "serving_default":
+        return "image", IMAGES[:batch]
+    rows = [image.ravel(order="C").astype("<f4").tobytes() for image in IMAGES[:batch]]
+    return "image_bytes", np.array(rows, dtype=object)
+
+
+def assert_equal(served, expected, batch):
+    assert set(served) == set(expected)
+    for name, value in served.items():
+        assert value.dtype == np.float32
+        # The narrower prior is 0.7 wide, so this is 1e-5 of it.
+        np.testing.assert_allclose(value, expected[name][:batch], rtol=0, atol=7e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("signature", ["serving_default", "serve_bytes"])
+def test_python_loader_equals_model(bundle, expected, signature, batch):
+    loaded = tf.saved_model.load(str(bundle))
+    key, value = inputs(signature, batch)
+    served = loaded.signatures[signature](**{key: tf.constant(value)})
+    assert_equal({k: v.numpy() for k, v in served.items()}, expected, batch)
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("signature", ["serving_default", "serve_bytes"])
+def test_session_loader_equals_model(bundle, expected, signature, batch):
+    key, value = inputs(signature, batch)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(bundle))
+        definition = graph.signature_def[signature]
+        served = session.run(
+            {name: output.name for name, output in definition.outputs.items()},
+            {definition.inputs[key].name: value},
+        )
+    assert_equal(served, expected, batch)
+
+
+@pytest.mark.parametrize("length", [0, 4, 16380, 16388, 32768])
+def test_bytes_of_wrong_length_are_a_clear_error(bundle, length):
+    loaded = tf.saved_model.load(str(bundle))
+    right = bytes(16384)
+    for rows in ([bytes(length)], [right, bytes(length)]):
+        with pytest.raises(
+            tf.errors.InvalidArgumentError,
+            match="each string must be the 16384 bytes of a 64×64×1 image in little-endian float32",
+        ):
+            loaded.signatures["serve_bytes"](image_bytes=tf.constant(rows))
+
+
+def test_bytes_of_wrong_length_in_a_session(bundle):
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(bundle))
+        definition = graph.signature_def["serve_bytes"]
+        with pytest.raises(tf.errors.InvalidArgumentError, match="must be the 16384 bytes"):
+            session.run(
+                definition.outputs["mean"].name,
+                {definition.inputs["image_bytes"].name: [bytes(16384), bytes(4)]},
+            )
+
+
+def test_layout_and_manifest(exported_run, bundle):
+    files = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
+    assert files == {
+        "saved_model.pb",
+        "fingerprint.pb",
+        "variables/variables.index",
+        "variables/variables.data-00000-of-00001",
+        "assets.extra/dlens_manifest.json",
+        "assets.extra/tf_serving_warmup_requests",
+    }
+    manifest = json.loads((bundle / "assets.extra" / "dlens_manifest.json").read_text())
+    run = json.loads((exported_run / "run.json").read_text())
+    assert manifest["parameters"] == run["targets"]
+    assert [p["unit"] for p in manifest["parameters"]] == ["log10(eV)", "arcsec"]
+    assert manifest["quantile_levels"] == LEVELS
+    assert manifest["image"]["shape"] == [64, 64, 1]
+    assert manifest["image"]["pixel_scale"] == 0.101
+    assert manifest["instrument"] == "euclid_vis_2021"
+    assert manifest["recipe"] == "model_ii_instrument"
+    assert manifest["dataset"] == {
+        "name": "deeplense",
+        "config": "model_ii_instrument",
+        "version": "1.0.0",
+        "classes": ["axion"],
+    }
+    assert manifest["git_commit"] == "0" * 40
+    assert manifest["metrics"] is None
+    assert set(manifest["signatures"]) == {"serving_default", "serve_bytes"}
+    assert manifest["signatures"]["serve_bytes"] == {
+        "inputs": {"image_bytes": {"dtype": "string", "shape": [None]}},
+        "outputs": {
+            "mean": {"dtype": "float32", "shape": [None, 2]},
+            "quantiles": {"dtype": "float32", "shape": [None, 2, 5]},
+            "stddev": {"dtype": "float32", "shape": [None, 2]},
+        },
+    }
+    assert str(exported_run).encode() not in b"".join(
+        p.read_bytes() for p in bundle.rglob("*") if p.is_file()
+    )
+
+
+def test_versions_metrics_and_output_folder(write_run, tmp_path):
+    run = write_run(tmp_path / "run", head="point")
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "test.json").write_text('{"mae": 0.1}')
+    base = tmp_path / "served"
+    (base / "4").mkdir(parents=True)
+    (base / "notes").mkdir()
+    bundle = export_run(run, base)
+    assert bundle == base / "5"
+    assert sorted(p.name for p in base.iterdir()) == ["4", "5", "notes"]
+    manifest = json.loads((bundle / "assets.extra" / "dlens_manifest.json").read_text())
+    assert manifest["metrics"] == {"mae": 0.1}
+    assert manifest["quantile_levels"] == []
+    assert set(manifest["signatures"]["serving_default"]["outputs"]) == {"mean"}
+    (run / "evaluation" / "test.json").write_text("{")
+    with pytest.raises(UserError, match=r"test\.json is damaged"):
+        export_run(run, base)
+    assert sorted(p.name for p in base.iterdir()) == ["4", "5", "notes"]
+
+
+def test_failed_check_leaves_nothing(write_run, tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run")
+    write = export.write_saved_model
+
+    def write_another(model, *arguments):
+        other = keras.models.clone_model(model)
+        other.set_weights([w * 1.0001 for w in model.get_weights()])
+        write(other, *arguments)
+
+    monkeypatch.setattr(export, "write_saved_model", write_another)
+    with pytest.raises(
+        UserError, match=r"export check failed: \w+ from serving_default of 1 images"
+    ):
+        export_run(run)
+    assert sorted(p.name for p in run.iterdir()) == ["model.keras", "run.json"]
+
+
+def test_bad_folders(write_run, tmp_path):
+    with pytest.raises(UserError, match="is not a run folder"):
+        export_run(tmp_path)
+    run = write_run(tmp_path / "run")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"can't export to .*file"):
+        export_run(run, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "x"
+    (run / "model.keras").unlink()
+    with pytest.raises(UserError, match=r"has no model\.keras yet"):
+        export_run(run)
+
+
+@pytest.mark.slow
+def test_saved_model_cli(bundle, expected, tmp_path):
+    cli = shutil.which("saved_model_cli", path=sys.exec_prefix + "/bin")
+
+    def saved_model_cli(*arguments):
+        done = subprocess.run(
+            [cli, *arguments], capture_output=True, text=True, timeout=300, check=True
+        )
+        return done.stdout
+
+    text = saved_model_cli("show", "--dir", str(bundle), "--all")
+    for name in ("serving_default", "serve_bytes"):
+        assert f"signature_def['{name}']" in text
+    assert "shape: (-1, 64, 64, 1)" in text
+    np.save(tmp_path / "images.npy", IMAGES)
+    saved_model_cli(
+        "run", "--dir", str(bundle), "--tag_set", "serve", "--signature_def", "serving_default",
+        "--inputs", f"image={tmp_path / 'images.npy'}", "--outdir", str(tmp_path),
+    )  # fmt: skip
+    served = {name: np.load(tmp_path / f"{name}.npy") for name in expected}
+    assert_equal(served, expected, 7)

@@ -1,0 +1,43 @@
+import subprocess
+import sys
+
+import pytest
+
+
+def test_writes_the_picture(run_tool, tmp_path):
+    output = tmp_path / "new" / "gallery.png"
+    done = run_tool("explore", "--recipe=model_iii_instrument", f"--output={output}", "--num=1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"wrote {output}\n"
+    data = output.read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = (int.from_bytes(data[at : at + 4]) for at in (16, 20))
+    assert width > 300 and height > 1000
+    assert [path.name for path in output.parent.iterdir()] == ["gallery.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "flag --recipe is missing"),
+        (["--recipe=model_v"], "should be one of <model_i|model_i_legacy|"),
+        (["--recipe=model_i", "--num=0"], "--num=0"),
+        (["--recipe=model_i", "--output=a.jpg"], "'.jpg'; valid: .png, .pdf, .svg"),
+        (["--recipe=model_iii", "--num=1", "--output=/dev/null/a.png"], "Not a directory"),
+    ],
+)
+def test_bad_input_gives_one_line(run_tool, arguments, message):
+    done = run_tool("explore", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_nothing_heavy_is_imported_for_help():
+    code = (
+        "import sys, dlens_tf.tools.explore\n"
+        "heavy = {'tensorflow', 'lenstronomy', 'matplotlib', 'astropy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
