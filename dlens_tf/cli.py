@@ -87,8 +87,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 def program(main: Callable[[Sequence[str]], int | None]) -> Callable[[], None]:
     """Wraps a tool's `main` into a function for `__main__` and console scripts.
 
-    A wrong flag or a `UserError` is printed as one line on stderr and exits with status 2; Ctrl-C exits with
-    status 130. Anything else is a defect and keeps its traceback.
+    A wrong flag or a `UserError` is printed as one line on stderr and exits with status 2;
+    Ctrl-C exits with status 130. Anything else is a defect and keeps its traceback.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:

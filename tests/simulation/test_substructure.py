@@ -17,9 +17,7 @@ def masses(points: PointMasses, recipe) -> np.ndarray:
     return (points.theta_E / one) ** 2
 
 
-@pytest.mark.parametrize(
-    ("log10_m", "half_length"), [(-24.0, 3.0), (-23.0, 0.3), (-22.0, 0.03)]
-)
+@pytest.mark.parametrize(("log10_m", "half_length"), [(-24.0, 3.0), (-23.0, 0.3), (-22.0, 0.03)])
 @pytest.mark.parametrize("recipe", [LEGACY, PHYSICAL], ids=lambda r: r.name)
 def test_vortex(recipe, log10_m, half_length):
     angle = 0.7

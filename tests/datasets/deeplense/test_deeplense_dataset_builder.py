@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -28,8 +29,8 @@ class DeepLenseTest(tfds.testing.DatasetBuilderTestCase):
     """TFDS's own checks, on a configuration with one class of substructure."""
 
     DATASET_CLASS = Builder
-    BUILDER_CONFIG_NAMES_TO_TEST = ["model_iii_legacy"]  # noqa: RUF012
-    SPLITS = {"train": 4, "validation": 2, "test": 3}  # noqa: RUF012
+    BUILDER_CONFIG_NAMES_TO_TEST: ClassVar = ["model_iii_legacy"]
+    SPLITS: ClassVar = {"train": 4, "validation": 2, "test": 3}
     EXAMPLE_DIR = str(Path(deeplense_dataset_builder.__file__).parent / "dummy_data")
 
     def setUp(self):
@@ -42,8 +43,8 @@ class DeepLenseTest(tfds.testing.DatasetBuilderTestCase):
 class DeepLenseClassesTest(DeepLenseTest):
     """The same on a configuration with all three."""
 
-    BUILDER_CONFIG_NAMES_TO_TEST = ["model_iii_instrument_classes"]  # noqa: RUF012
-    SPLITS = {"train": 12, "validation": 6, "test": 9}  # noqa: RUF012
+    BUILDER_CONFIG_NAMES_TO_TEST: ClassVar = ["model_iii_instrument_classes"]
+    SPLITS: ClassVar = {"train": 12, "validation": 6, "test": 9}
 
 
 def test_load_gives_the_sizes_asked_for(examples):

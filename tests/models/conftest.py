@@ -1,0 +1,17 @@
+"""Images and targets that the model tests share."""
+
+import numpy as np
+import pytest
+
+from dlens_tf.simulation.recipes import get_recipe
+from dlens_tf.simulation.simulator import simulate
+
+
+@pytest.fixture(scope="session")
+def lenses():
+    """(images [12, 64, 64, 1], targets [12, 2], their ParameterSet) of model_ii_instrument."""
+    recipe = get_recipe("model_ii_instrument")
+    targets = recipe.class_parameters("axion").select(["log10_m_axion", "source_x"])
+    simulated = [simulate(recipe, "axion", 3, i) for i in range(12)]
+    truth = [[lens.parameters[name] for name in targets.names] for lens in simulated]
+    return np.stack([lens.image for lens in simulated]), np.float32(truth), targets

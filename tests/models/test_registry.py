@@ -1,0 +1,132 @@
+"""What every model must do, for each backbone, head and front end."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dlens_tf.errors import UserError
+from dlens_tf.models import ModelSpec, build_model
+from dlens_tf.simulation.recipes import get_recipe
+
+RECIPE = get_recipe("model_ii_instrument")
+SMALL = {
+    "resnet": {"width": 8, "depth": 1, "stages": 2, "stem_stride": 4},
+    "vit": {"patch_size": 12, "width": 16, "depth": 1, "heads": 2},  # 12 does not divide 64
+}
+SPECS = [
+    ModelSpec("resnet", SMALL["resnet"], "gaussian", "nll"),
+    ModelSpec("resnet", SMALL["resnet"], "point", "huber"),
+    ModelSpec("resnet", SMALL["resnet"], "gaussian", "beta_nll", "smooth_residual"),
+    ModelSpec("vit", SMALL["vit"], "gaussian", "nll"),
+    ModelSpec("vit", SMALL["vit"], "point", "mae"),
+]
+
+
+@pytest.fixture(params=SPECS, ids=lambda s: f"{s.backbone}-{s.head}-{s.loss}-{s.front_end}")
+def spec(request):
+    return request.param
+
+
+@pytest.fixture
+def model(spec, lenses):
+    images, _, targets = lenses
+    keras.utils.set_random_seed(0)
+    return build_model(spec, RECIPE, targets, images)
+
+
+def test_outputs_are_float32_in_physical_units_near_the_prior(model, spec, lenses):
+    images, _, targets = lenses
+    outputs = model(images)
+    assert set(outputs) == ({"mean", "stddev"} if spec.head == "gaussian" else {"mean"})
+    for value in outputs.values():
+        assert value.shape == (12, 2)
+        assert value.dtype == tf.float32
+    np.testing.assert_allclose(outputs["mean"] - targets.means, 0.0, atol=0.1)
+    if spec.head == "gaussian":
+        np.testing.assert_allclose(outputs["stddev"] / targets.stds, 1.0, atol=0.1)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_any_batch_size_gives_the_same_answer(model, lenses, size):
+    images = lenses[0]
+    whole = model(images)["mean"].numpy()
+    part = model(images[:size])["mean"].numpy()
+    np.testing.assert_allclose(part, whole[:size], atol=1e-4)
+
+
+def test_a_few_steps_lower_the_loss(model, lenses):
+    images, truth, _ = lenses
+    head = model.get_layer("head")
+    optimizer = keras.optimizers.Adam(3e-3)
+    losses = []
+    for _ in range(8):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(head.example_loss(truth, model(images, training=True)))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        assert all(g is not None and np.isfinite(g).all() for g in gradients)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+
+
+def test_keras_round_trip_is_exact(model, lenses, tmp_path):
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    for key, value in model(lenses[0]).items():
+        np.testing.assert_array_equal(loaded(lenses[0])[key], value)
+
+
+def test_export_equals_the_model(model, lenses, tmp_path):
+    model.export(tmp_path / "export", verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path / "export"))
+    served = loaded.signatures["serving_default"](tf.constant(lenses[0]))
+    for key, value in model(lenses[0]).items():
+        np.testing.assert_allclose(served[key], value, atol=1e-5 * np.abs(value).max())
+
+
+def test_head_stays_float32_under_a_half_precision_backbone(lenses):
+    images, _, targets = lenses
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = build_model(SPECS[0], RECIPE, targets, images)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert model(images)["stddev"].dtype == tf.float32
+
+
+def test_parameter_counts(lenses):
+    """Guards the architectures: a change of these numbers is a change of the models."""
+    images, _, targets = lenses
+    counts = [build_model(s, RECIPE, targets, images).count_params() for s in SPECS]
+    assert counts[0] == 4_996
+    assert counts[3] == 8_036
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "vgg"}, "unknown backbone 'vgg'; valid: resnet, vit"),
+        ({"head": "flow"}, "unknown head 'flow'; valid: point, gaussian"),
+        ({"loss": "mae"}, "unknown loss of GaussianHead 'mae'; valid: nll, beta_nll"),
+        ({"front_end": "fft"}, "unknown front end 'fft'; valid: flux, smooth_residual"),
+        ({"options": {"depths": 3}}, "depths"),
+        (
+            {"backbone": "vit", "options": {"width": 10, "heads": 3}},
+            "width 10 is not a multiple of heads 3",
+        ),
+    ],
+)
+def test_unknown_parts_are_refused_in_one_line(changes, message, lenses):
+    images, _, targets = lenses
+    with pytest.raises(UserError, match=message) as error:
+        build_model(ModelSpec(**changes), RECIPE, targets, images)
+    assert "\n" not in str(error.value)
+
+
+def test_smooth_residual_needs_a_fixed_macro_model(lenses):
+    images, _, _ = lenses
+    recipe = get_recipe("model_ii")
+    targets = recipe.class_parameters("axion").select(["log10_m_axion"])
+    with pytest.raises(UserError, match="'model_ii' is not; use --front_end=flux"):
+        build_model(ModelSpec(front_end="smooth_residual"), recipe, targets, images)

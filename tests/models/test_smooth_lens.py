@@ -1,0 +1,94 @@
+"""The smooth-lens front end against lenstronomy."""
+
+import keras
+import numpy as np
+import pytest
+
+from dlens_tf.models import SmoothLensResidual
+from dlens_tf.simulation.recipes import get_recipe
+from dlens_tf.simulation.simulator import simulate
+
+CASES = [("model_i_legacy", 112, 2), ("model_ii_instrument", 64, 1)]
+
+
+def _smooth(name: str, number: int = 10):
+    recipe = get_recipe(name)
+    lenses = [simulate(recipe, "no_sub", 11, i) for i in range(number)]
+    positions = np.float32(
+        [[lens.parameters["source_x"], lens.parameters["source_y"]] for lens in lenses]
+    )
+    return recipe, lenses, positions
+
+
+def _centre(images: np.ndarray, crop: int) -> np.ndarray:
+    edge = (images.shape[1] - crop) // 2
+    return images[:, edge : edge + crop, edge : edge + crop]
+
+
+@pytest.mark.parametrize(("name", "crop", "binning"), CASES)
+def test_smooth_model_equals_lenstronomy(name, crop, binning):
+    recipe, lenses, positions = _smooth(name)
+    layer = SmoothLensResidual.for_recipe(recipe, crop=crop, binning=binning)
+    model = layer._convolve(layer._sersic(positions)[0]).numpy()
+    truth = _centre(np.stack([lens.model for lens in lenses]), crop)
+    inner = slice(4, -4)
+    np.testing.assert_allclose(
+        model[:, inner, inner], truth[:, inner, inner], atol=1e-6 * truth.max()
+    )
+
+
+@pytest.mark.parametrize(("name", "crop", "binning"), CASES)
+def test_fit_finds_the_source_and_the_residual_is_white(name, crop, binning):
+    recipe, lenses, positions = _smooth(name)
+    layer = SmoothLensResidual.for_recipe(recipe, crop=crop, binning=binning)
+    images = np.stack([lens.image for lens in lenses])
+    fitted, scale = layer.fit(_centre(images[..., 0], crop))
+    np.testing.assert_allclose(fitted, positions, atol=0.008)
+    expected = 1.0
+    if recipe.noise == "deeplense_counts":
+        expected = np.array([lens.metadata["exposure_time"] for lens in lenses])
+    np.testing.assert_allclose(scale / expected, 1.0, atol=0.05)
+    residual = layer(images)[..., 2].numpy()
+    assert residual.std() == pytest.approx(1.0, abs=0.03)
+    assert residual.mean() == pytest.approx(0.0, abs=0.03)
+
+
+def test_derivatives_equal_finite_differences():
+    layer = SmoothLensResidual.for_recipe(get_recipe("model_ii_instrument"), crop=64)
+    position = np.float32([[0.11, -0.07]])
+    brightness, by_x, by_y = (x.numpy() for x in layer._sersic(position))
+    for axis, derivative in ((0, by_x), (1, by_y)):
+        step = np.zeros((1, 2), np.float32)
+        step[0, axis] = 2e-3
+        high, low = (layer._sersic(position + s * step)[0].numpy() for s in (1, -1))
+        numeric = (high - low) / 4e-3
+        np.testing.assert_allclose(derivative, numeric, atol=0.02 * np.abs(numeric).max())
+    assert brightness.max() > 0
+
+
+def test_a_vortex_stands_out_of_the_residual():
+    recipe = get_recipe("model_ii_instrument")
+    lenses = [simulate(recipe, "axion", 2, i) for i in range(6)]
+    layer = SmoothLensResidual.for_recipe(recipe, crop=64)
+    residual = layer(np.stack([lens.image for lens in lenses]))[..., 2].numpy()
+    assert (residual.std(axis=(1, 2)) > 1.05).all()
+
+
+def test_round_trip_keeps_the_weights(tmp_path):
+    recipe, lenses, _ = _smooth("model_ii_instrument", 2)
+    layer = SmoothLensResidual.for_recipe(recipe, crop=48, binning=2)
+    image = keras.Input(recipe.image_shape)
+    model = keras.Model(image, layer(image))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    images = np.stack([lens.image for lens in lenses])
+    assert loaded(images).shape == (2, 24, 24, 3)
+    np.testing.assert_array_equal(loaded(images), model(images))
+
+
+def test_half_turn_of_the_image_turns_the_output():
+    recipe, lenses, _ = _smooth("model_ii_instrument", 3)
+    layer = SmoothLensResidual.for_recipe(recipe, crop=64)
+    images = np.stack([lens.image for lens in lenses])
+    turned = layer(images[:, ::-1, ::-1]).numpy()
+    np.testing.assert_allclose(turned, layer(images).numpy()[:, ::-1, ::-1], atol=0.02)

@@ -1,0 +1,123 @@
+"""Reading against TFDS's own reader, and damaged data sets."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from dlens_tf.errors import UserError
+from dlens_tf.pipeline import reading
+
+
+@pytest.fixture
+def folder(tiny_data_dir):
+    return reading.open_dataset("deeplense", "model_ii_instrument", tiny_data_dir)
+
+
+def _copy(tiny_data_dir, tmp_path):
+    shutil.copytree(tiny_data_dir, tmp_path / "data")
+    return tmp_path / "data" / "deeplense" / "model_ii_instrument" / "1.0.0"
+
+
+def test_equals_the_tfds_reader(folder):
+    expected = list(tfds.as_numpy(tfds.builder_from_directory(folder.path).as_dataset("train")))
+    read = next(iter(reading.read_batches(folder, "train", 100)))
+    by_index = {int(index): i for i, index in enumerate(read["metadata/index"].numpy())}
+    assert len(expected) == len(by_index) == 24
+    for example in expected:
+        row = by_index[int(example["metadata"]["index"])]
+        np.testing.assert_array_equal(read["image"][row], example["image"])
+        assert read["image"].dtype == np.float32
+        for name, value in example["parameters"].items():
+            assert float(read[f"parameters/{name}"][row]) == value
+
+
+def test_last_batch_may_be_smaller(folder):
+    sizes = [len(batch["label"]) for batch in reading.read_batches(folder, "train", 10)]
+    assert sizes == [10, 10, 4]
+
+
+def test_only_the_named_features_are_decoded(folder):
+    batch = next(iter(reading.read_batches(folder, "test", 4, features=["metadata/snr"])))
+    assert set(batch) == {"image", "metadata/snr"}
+
+
+def test_class_selection(folder):
+    kept = reading.read_batches(folder, "test", 4, classes=["axion"])
+    assert sum(len(batch["label"]) for batch in kept) == 8
+    with pytest.raises(UserError, match="unknown class .*'cdm'; valid: axion"):
+        reading.read_batches(folder, "test", 4, classes=["cdm"])
+
+
+def test_class_selection_filters(tmp_path):
+    from dlens_tf.pipeline.build import build_dataset
+
+    sizes = {"train": 3, "validation": 1, "test": 2}
+    build_dataset("deeplense", "model_ii_legacy_classes", tmp_path, sizes=sizes, num_shards=2)
+    folder = reading.open_dataset("deeplense", "model_ii_legacy_classes", tmp_path)
+    assert folder.num_examples("train") == 9
+    assert "log10_m_axion" not in folder.parameters
+    for classes, labels in ((["cdm"], {2}), (["no_sub", "axion"], {0, 1})):
+        batches = list(reading.read_batches(folder, "train", 2, classes=classes))
+        found = np.concatenate([batch["label"] for batch in batches])
+        assert set(found) == labels
+        assert len(found) == 3 * len(labels)
+
+
+def test_shuffling_shuffles_and_repeats(folder):
+    def order(seed):
+        batches = reading.read_shuffled_batches(
+            folder, "train", 8, seed, 100, features=["metadata/index"]
+        )
+        return np.concatenate([batch["metadata/index"] for batch in batches])
+
+    assert sorted(order(1)) == list(range(24))
+    np.testing.assert_array_equal(order(1), order(1))
+    assert not np.array_equal(order(1), order(2))
+
+
+def test_missing_data_set_names_the_build_command(tmp_path):
+    with pytest.raises(UserError, match=r"missing; build it with: .*--config=model_ii"):
+        reading.open_dataset("deeplense", "model_ii", tmp_path)
+
+
+def test_half_built_data_set_names_the_build_command(tmp_path):
+    (tmp_path / "deeplense" / "model_ii" / "incomplete.X_1.0.0").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"half built; build it with: .*--config=model_ii"):
+        reading.open_dataset("deeplense", "model_ii", tmp_path)
+
+
+def test_missing_shard_is_named(tiny_data_dir, tmp_path):
+    path = _copy(tiny_data_dir, tmp_path)
+    next(path.glob("*train.tfrecord-00001*")).unlink()
+    with pytest.raises(UserError, match=r"lacks deeplense-train.tfrecord-00001-of-00002"):
+        reading.open_dataset("deeplense", "model_ii_instrument", tmp_path / "data")
+
+
+def test_damaged_record_is_named(tiny_data_dir, tmp_path):
+    path = _copy(tiny_data_dir, tmp_path)
+    shard = next(path.glob("*train.tfrecord-00001*"))
+    content = bytearray(shard.read_bytes())
+    record = len(content) // 12
+    content[3 * record + 500] ^= 0xFF
+    shard.write_bytes(content)
+    folder = reading.open_dataset("deeplense", "model_ii_instrument", tmp_path / "data")
+    pattern = r"shard deeplense-train.tfrecord-00001-of-00002 in .* damaged at record 3"
+    with (
+        pytest.raises(UserError, match=pattern),
+        reading.explained_read_errors(folder, "train"),
+    ):
+        list(reading.read_batches(folder, "train", 8))
+
+
+def test_truncated_shard_is_named(tiny_data_dir, tmp_path):
+    path = _copy(tiny_data_dir, tmp_path)
+    shard = next(path.glob("*test.tfrecord-00000*"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    folder = reading.open_dataset("deeplense", "model_ii_instrument", tmp_path / "data")
+    with (
+        pytest.raises(UserError, match=r"deeplense-test.tfrecord-00000-of-00002 .* record 3"),
+        reading.explained_read_errors(folder, "test"),
+    ):
+        list(reading.read_batches(folder, "test", 8))
