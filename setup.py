@@ -4,59 +4,79 @@
 dlens_tf namespace: a top-level package named `datasets` would shadow Hugging Face's.
 """
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-TOOLS = ["build_dataset", "explore", "train", "evaluate", "export", "predict"]
+TOOLS = ["build_dataset", "explore", "train", "evaluate", "export", "predict", "quickstart"]
 
-version = {}
-for line in (ROOT / "dlens_tf" / "__init__.py").read_text().splitlines():
-    if line.startswith("__version__"):
-        exec(line, version)  # noqa: S102 (our own one-line assignment)
-
-packages = find_packages(include=["dlens_tf", "dlens_tf.*"])
-packages += ["dlens_tf.datasets", "dlens_tf.datasets.deeplense", "dlens_tf.tools"]
+INIT = (ROOT / "dlens_tf" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "([^"]+)"$', INIT, re.MULTILINE).group(1)
 
 setup(
     name="dlens_tf",
-    version=version["__version__"],
+    version=VERSION,
     description="Dark matter from pictures of strong gravitational lenses",
-    long_description=(ROOT / "README.md").read_text(),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The dlens_tf authors",
     license="MIT",
+    license_files=["LICENSE"],
+    keywords="gravitational lensing, dark matter, tensorflow, simulation-based inference",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Astronomy",
+    ],
     python_requires=">=3.11,<3.12",
-    packages=packages,
-    package_dir={
-        "dlens_tf.datasets": "datasets",
-        "dlens_tf.datasets.deeplense": "datasets/deeplense",
-        "dlens_tf.tools": "tools",
-    },
+    packages=[
+        *find_packages(include=["dlens_tf", "dlens_tf.*"]),
+        "dlens_tf.datasets",
+        *(f"dlens_tf.datasets.{name}" for name in find_packages("datasets")),
+        "dlens_tf.tools",
+    ],
+    package_dir={"dlens_tf.datasets": "datasets", "dlens_tf.tools": "tools"},
     package_data={
-        "dlens_tf.datasets.deeplense": ["README.md", "CITATIONS.bib", "TAGS.txt"],
-        "dlens_tf.evaluation": ["*.html"],
+        # What the builder reads beside its code, or TFDS looks for there.
+        "dlens_tf.datasets.deeplense": ["*.md", "*.bib", "*.txt", "dummy_data/*"],
+        "dlens_tf.evaluation": ["report.html"],
     },
+    # Lower bounds: what the code needs, or, of the machine-learning stack, the tested series.
+    # constraints.txt holds the exact versions that the tests ran with.
     install_requires=[
         "absl-py>=2.1",
-        "astropy>=6.0",
-        "h5py>=3.10",
+        "astropy>=6.1",
+        "etils>=1.9.1",
+        "h5py>=3.11",
         "importlib_resources",  # tensorflow-datasets imports it without declaring it
         "jinja2>=3.1",
-        "keras>=3.10",
+        "keras>=3.12",
         "keras-cv>=0.9",
-        "lenstronomy>=1.14",  # renamed num_pix and delta_pix
-        "matplotlib>=3.8",
-        "numpy>=2.0",
-        "tensorboard>=2.18",
-        "tensorflow>=2.18",
+        "lenstronomy>=1.14",  # renamed numPix and deltapix
+        "matplotlib>=3.9",
+        "numpy>=2.2",  # savez takes allow_pickle
+        "scipy>=1.13",
+        "tensorboard>=2.20",
+        "tensorflow>=2.21",
         "tensorflow-datasets>=4.9.8",
-        "tensorflow-serving-api>=2.18",
+        "tensorflow-serving-api>=2.21",
         "tqdm>=4.66",
     ],
     extras_require={
         "beam": ["apache-beam>=2.60", "mlcroissant"],
-        "dev": ["dill", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8", "scipy>=1.12"],
+        "dev": [
+            "dill",  # tfds.testing imports it
+            "pillow",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff==0.17.6",  # another release formats and lints differently
+            "scikit-learn>=1.5",
+            "setuptools>=70.1",  # the first that builds wheels by itself
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -127,6 +127,3 @@ def require(**values: object) -> None:
     for name, value in values.items():
         if value in (None, "", []):
             raise UserError(f"flag --{name} is missing; see --help")
-
-
-FLAGS = flags.FLAGS

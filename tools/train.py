@@ -6,6 +6,8 @@ Flags after the flagfile win. The same command after an interruption goes on whe
 Watch it with: tensorboard --logdir runs
 """
 
+import sys
+
 from absl import flags
 
 from dlens_tf import cli
@@ -21,7 +23,9 @@ flags.DEFINE_string("data_dir", "data", "Folder under which data sets are kept."
 flags.DEFINE_multi_enum("classes", [], CLASSES, "Classes to keep; all if not given. Repeatable.")
 flags.DEFINE_list("targets", ["log10_m_axion"], "Parameters to infer, comma-separated.")
 flags.DEFINE_enum(
-    "augmentation", "auto", ["auto", "none", "rot180", "d4", "rotate"],
+    "augmentation",
+    "auto",
+    ["auto", "none", "rot180", "d4", "rotate"],
     "Turns and mirror images, of labels too; auto: the symmetry of the data set's prior.",
 )
 flags.DEFINE_enum("cache", "memory", ["memory", "none"], "Hold decoded images, or stream them.")
@@ -30,11 +34,15 @@ flags.DEFINE_integer("max_validation", 2000, "Validation images used at most.", 
 flags.DEFINE_enum("model", "resnet", ["resnet", "vit"], "Backbone.")
 flags.DEFINE_enum("head", "gaussian", ["point", "gaussian"], "What is predicted.")
 flags.DEFINE_enum(
-    "loss", None, ["mae", "huber", "nll", "beta_nll"],
+    "loss",
+    None,
+    ["mae", "huber", "nll", "beta_nll"],
     "Loss; mae or huber for a point head, nll or beta_nll for a Gaussian one (default: mae, nll).",
 )
 flags.DEFINE_enum(
-    "front_end", "flux", ["flux", "smooth_residual"],
+    "front_end",
+    "flux",
+    ["flux", "smooth_residual"],
     "flux: stretched image; smooth_residual: with the residual against a fitted smooth lens "
     "(recipes with a fixed macro-model).",
 )
@@ -69,7 +77,9 @@ flags.DEFINE_bool("deterministic", False, "Same bits every time, at some cost in
 # Run.
 flags.DEFINE_string("run_dir", None, "Folder of the run.")
 flags.DEFINE_enum(
-    "strategy", "one_device", ["one_device", "mirrored", "multi_worker"],
+    "strategy",
+    "one_device",
+    ["one_device", "mirrored", "multi_worker"],
     "Distribution; multi_worker reads TF_CONFIG.",
 )
 flags.DEFINE_integer("logical_devices", 1, "Cut the CPU into so many devices.", lower_bound=1)
@@ -108,14 +118,15 @@ def _profile_steps() -> tuple[int, int] | None:
     return first, last
 
 
-def _options():
+def run_options():
+    """The flags as a `launch.RunOptions`."""
     from dlens_tf.training.launch import RunOptions
 
     backbone_flags = _MODEL_FLAGS[FLAGS.model]
     front_end_options = {}
     if FLAGS.front_end == "smooth_residual":
         front_end_options = {"crop": FLAGS.crop, "binning": FLAGS.binning}
-    own_flags = FLAGS.get_key_flags_for_module(__import__("sys").modules[__name__])
+    own_flags = FLAGS.get_key_flags_for_module(sys.modules[__name__])
     return RunOptions(
         dataset=FLAGS.dataset,
         config=FLAGS.config,
@@ -145,27 +156,36 @@ def _options():
         plan={
             name: FLAGS[name].value
             for name in (
-                "epochs", "learning_rate", "warmup_fraction", "weight_decay", "clip_norm",
-                "ema_momentum", "patience", "log_every", "jit",
+                "epochs",
+                "learning_rate",
+                "warmup_fraction",
+                "weight_decay",
+                "clip_norm",
+                "ema_momentum",
+                "patience",
+                "log_every",
+                "jit",
             )
-        } | {"profile_steps": _profile_steps()},
-        flags={
-            flag.name: _text(flag.value) for flag in own_flags if flag.value not in (None, [])
-        },
+        }
+        | {"profile_steps": _profile_steps()},
+        flags={flag.name: _texts(flag) for flag in own_flags if flag.value not in (None, [])},
         harmless_flags=HARMLESS,
     )
 
 
-def _text(value) -> str:
-    if isinstance(value, list):
-        return ",".join(value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _texts(flag: flags.Flag) -> list[str]:
+    """A flag's value as flagfile text; a repeatable flag has several."""
+    if isinstance(flag, flags.MultiFlag):
+        return [str(value) for value in flag.value]
+    if isinstance(flag.value, list):
+        return [",".join(flag.value)]
+    return [str(flag.value).lower() if flag.boolean else str(flag.value)]
 
 
 def main(argv):
     del argv
     cli.require(config=FLAGS.config, run_dir=FLAGS.run_dir)
-    options = _options()
+    options = run_options()
     from dlens_tf.training.launch import train_run
     from dlens_tf.training.trainer import Interrupted
 

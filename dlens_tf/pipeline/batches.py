@@ -94,6 +94,10 @@ class TrainingBatches:
       folder: an open data set.
       spec: how to make batches.
 
+    Attributes:
+      spec, folder: as given.
+      num_examples: training examples of the chosen classes.
+
     Raises:
       UserError: if the split holds fewer examples than a batch.
     """
@@ -102,7 +106,7 @@ class TrainingBatches:
         choose("cache", spec.cache, CACHES)
         choose("augmentation", spec.augmentation, augment.AUGMENTATIONS)
         self.spec = spec
-        self._folder = folder
+        self.folder = folder
         self._names = augment.partners(list(spec.targets))
         self._arrays = None
         if spec.cache == "memory":
@@ -123,19 +127,19 @@ class TrainingBatches:
 
     def _count(self) -> int:
         classes = self.spec.classes
-        if classes is None or set(classes) >= set(self._folder.metadata["classes"]):
-            return self._folder.num_examples("train")
-        batches = reading.read_batches(self._folder, "train", 1024, classes, features=["label"])
-        return sum(int(batch["label"].shape[0]) for batch in batches)
+        if classes is None or set(classes) >= set(self.folder.metadata["classes"]):
+            return self.folder.num_examples("train")
+        batches = reading.read_batches(self.folder, "train", 1024, classes, features=["label"])
+        with reading.explained_read_errors(self.folder, "train"):
+            return sum(int(batch["label"].shape[0]) for batch in batches)
 
     def sample_images(self, number: int = 512) -> np.ndarray:
         """The first training images [≤ number, H, W, C], for fitting the input's stretch."""
         if self._arrays is not None:
             return self._arrays.images[:number]
-        batch = next(
-            iter(reading.read_batches(self._folder, "train", number, self.spec.classes))
-        )
-        return batch["image"].numpy()
+        with reading.explained_read_errors(self.folder, "train"):
+            batches = reading.read_batches(self.folder, "train", number, self.spec.classes)
+            return next(iter(batches))["image"].numpy()
 
     def dataset(
         self,
@@ -157,12 +161,12 @@ class TrainingBatches:
 
         Returns:
           A `tf.data.Dataset` of (images [B, H, W, C], targets [B, P]), float32, with
-          B = batch size / replicas.
+          B = batch size / replicas. Iterate within `reading.explained_read_errors`.
         """
         size = self.spec.batch_size // replicas
         own = replicas // num_pipelines
         rows = self._cached_rows if self._arrays is not None else self._streamed_rows
-        image_shape = self._folder.image_shape
+        image_shape = self.folder.image_shape
 
         def generate() -> Iterator:
             for images, parameters, turns in rows(start_step):
@@ -220,13 +224,12 @@ class TrainingBatches:
             shuffle_seed = int(rng.integers(1 << 31))
             turns = augment.draw_turns(self.spec.augmentation, rng, self.num_examples)
             batches = reading.read_shuffled_batches(
-                self._folder, "train", size, shuffle_seed, SHUFFLE_BUFFER, self.spec.classes, keys
+                self.folder, "train", size, shuffle_seed, SHUFFLE_BUFFER, self.spec.classes, keys
             )
-            with reading.explained_read_errors(self._folder, "train"):
-                for step, batch in zip(steps, batches.skip(steps.start), strict=False):
-                    piece = slice(step * size, (step + 1) * size)
-                    yield (
-                        batch["image"].numpy(),
-                        {name: batch[f"parameters/{name}"].numpy() for name in self._names},
-                        augment.Turns(*(values[piece] for values in turns)),
-                    )
+            for step, batch in zip(steps, batches.skip(steps.start), strict=False):
+                piece = slice(step * size, (step + 1) * size)
+                yield (
+                    batch["image"].numpy(),
+                    {name: batch[f"parameters/{name}"].numpy() for name in self._names},
+                    augment.Turns(*(values[piece] for values in turns)),
+                )

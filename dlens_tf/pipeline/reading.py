@@ -191,7 +191,11 @@ def explained_read_errors(folder: DatasetFolder, split: str) -> Iterator[None]:
     """Turns TensorFlow's error about a damaged shard into one that names file and record."""
     try:
         yield
-    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+    except (
+        tf.errors.DataLossError,
+        tf.errors.InvalidArgumentError,
+        tf.errors.UnknownError,  # either of them, raised inside a Python generator
+    ) as error:
         damage = find_damage(folder, split)
         if damage is None:
             raise

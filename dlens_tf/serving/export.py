@@ -109,8 +109,15 @@ def _metrics(run: RunFolder) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        evaluation = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            "split": evaluation["split"],
+            "num_examples": evaluation["num_examples"],
+            "parameters": {
+                name: entry["metrics"] for name, entry in evaluation["parameters"].items()
+            },
+        }
+    except (ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged; run tools/evaluate.py again") from error
 
 

@@ -1,6 +1,8 @@
 """From resolved options to a trained run: what tools/train.py calls."""
 
 import dataclasses
+import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,8 @@ class RunOptions:
       deterministic: whether every operation gives the same bits each time, at some cost.
       model: keyword arguments of `models.ModelSpec`.
       plan: keyword arguments of `trainer.TrainingPlan`.
-      flags: the resolved flags, name to text, written to flags.cfg; a run folder with others is
-        refused.
+      flags: the resolved flags, name to values (several of a repeatable flag), written to
+        flags.cfg; a run folder with others is refused.
       harmless_flags: flags that may differ on resuming.
     """
 
@@ -49,43 +51,48 @@ class RunOptions:
     deterministic: bool
     model: Mapping[str, Any]
     plan: Mapping[str, Any]
-    flags: Mapping[str, str]
+    flags: Mapping[str, Sequence[str]]
     harmless_flags: Sequence[str] = ()
 
 
-def check_same_flags(run, flags: Mapping[str, str], harmless: Sequence[str]) -> None:
-    """Raises a `UserError` if the run folder was made by other flags."""
-    recorded = dict(
-        line.removeprefix("--").split("=", 1)
-        for line in run.flags_path.read_text().splitlines()
-        if line.startswith("--")
-    )
-    for name in sorted(recorded.keys() | flags.keys()):
-        if name not in harmless and recorded.get(name) != flags.get(name):
-            raise UserError(
-                f"{run.path} was made with --{name}={recorded.get(name)}, not "
-                f"{flags.get(name)}: choose another --run_dir, or run it with its own flags "
-                f"(--flagfile={run.flags_path})"
-            )
-
-
-def _prepare_folder(options: RunOptions, config: dict[str, Any]):
-    """Makes the run's folder, or checks that an existing one is of the same run."""
-    from dlens_tf.training.run_folder import RunFolder, environment, write_json
+def check_folder(options: RunOptions) -> None:
+    """Raises a `UserError` if the run's folder can't be made, or is of another run."""
+    from dlens_tf.training.run_folder import RunFolder, read_flags
 
     run = RunFolder(options.run_dir)
     if run.config_path.is_file():
-        check_same_flags(run, options.flags, options.harmless_flags)
-        return run
-    if run.path.exists() and any(run.path.iterdir()):
+        recorded = read_flags(run.flags_path)
+        for name in sorted(recorded.keys() | options.flags.keys()):
+            before, now = recorded.get(name, []), list(options.flags.get(name, []))
+            if name not in options.harmless_flags and before != now:
+                raise UserError(
+                    f"{run.path} was made {_given(name, before)}, not {_given(name, now)}: choose "
+                    f"another --run_dir, or run it with its own flags (--flagfile={run.flags_path})"
+                )
+        RunFolder.open(run.path)
+        return
+    existing = next(path for path in (run.path, *run.path.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"can't make {run.path}: {existing} is not a folder that can be written to")
+    # What `_make_folder` writes before run.json is no obstacle.
+    ours = {run.flags_path.name, run.environment_path.name}
+    if existing == run.path and set(os.listdir(run.path)) - ours:
         raise UserError(f"{run.path} exists and is not a run folder; choose another --run_dir")
+
+
+def _given(name: str, values: Sequence[str]) -> str:
+    return "with " + " ".join(f"--{name}={v}" for v in values) if values else f"without --{name}"
+
+
+def _make_folder(options: RunOptions, config: dict[str, Any]) -> None:
+    """Makes the run's folder; run.json, written last, marks it as complete."""
+    from dlens_tf.training.run_folder import RunFolder, environment, write_flags, write_json
+
+    run = RunFolder(options.run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
-    run.flags_path.write_text(
-        "".join(f"--{name}={value}\n" for name, value in options.flags.items())
-    )
+    write_flags(run.flags_path, options.flags)
     write_json(run.environment_path, environment())
     write_json(run.config_path, config)
-    return run
 
 
 def train_run(options: RunOptions) -> Path:
@@ -103,11 +110,12 @@ def train_run(options: RunOptions) -> Path:
     from dlens_tf.pipeline.batches import BatchSpec, TrainingBatches, load_arrays
     from dlens_tf.pipeline.reading import open_dataset
     from dlens_tf.training import strategies
-    from dlens_tf.training.run_folder import git_commit
-    from dlens_tf.training.trainer import Trainer, TrainingPlan, save_model
+    from dlens_tf.training.run_folder import RunFolder, git_commit
+    from dlens_tf.training.trainer import Trainer, TrainingPlan
 
+    plan = TrainingPlan(**options.plan)
+    check_folder(options)
     strategy = strategies.make_strategy(options.strategy, options.logical_devices)
-    keras.utils.set_random_seed(options.seed)
     if options.deterministic:
         tf.config.experimental.enable_op_determinism()
     folder = open_dataset(options.dataset, options.config, options.data_dir)
@@ -129,13 +137,22 @@ def train_run(options: RunOptions) -> Path:
             classes=classes,
         ),
     )
-    validation = load_arrays(
-        folder, "validation", augment.partners(targets.names), classes
-    ).first(options.max_validation)
+    validation = load_arrays(folder, "validation", augment.partners(targets.names), classes).first(
+        options.max_validation
+    )
 
-    def make_model() -> keras.Model:
-        return build_model(spec, recipe, targets, batches.sample_images())
-
+    run = RunFolder(options.run_dir)
+    keras.utils.set_random_seed(options.seed)
+    trainer = Trainer(
+        run,
+        strategy,
+        lambda: build_model(spec, recipe, targets, batches.sample_images()),
+        batches,
+        validation,
+        targets,
+        plan,
+    )
+    num_parameters = sum(math.prod(w.shape) for w in trainer.model.trainable_weights)
     config = {
         "dataset": options.dataset,
         "config": options.config,
@@ -155,20 +172,16 @@ def train_run(options: RunOptions) -> Path:
         "seed": options.seed,
         "git_commit": git_commit(),
         "dlens_tf_version": __version__,
+        "num_parameters": num_parameters,
     }
-    plan = TrainingPlan(**options.plan)
-    # Built once before the folder is made, so that a model that can't be built leaves nothing.
-    config["num_parameters"] = sum(int(tf.size(w)) for w in make_model().trainable_weights)
-    keras.utils.set_random_seed(options.seed)
-    run = _prepare_folder(options, config)
-    trainer = Trainer(run, strategy, make_model, batches, validation, targets, plan)
+    # Only now, so that nothing is left where the data or the model is at fault.
+    if strategies.is_chief(strategy) and not run.config_path.is_file():
+        _make_folder(options, config)
     print(
-        f"{config['num_parameters']:,} parameters, {batches.num_examples:,} training images, "
+        f"{num_parameters:,} parameters, {batches.num_examples:,} training images, "
         f"{trainer.total_steps:,} steps"
         + (f", resumed at step {trainer.step:,}" if trainer.step else "")
     )
     metrics = trainer.fit()
-    if not run.model_path.is_file() and strategies.is_chief(strategy):
-        save_model(trainer.averaged, run)
     print("last validation: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
     return run.path

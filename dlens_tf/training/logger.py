@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from dlens_tf.errors import UserError
+from dlens_tf.io.files import atomic_write
+
 
 class RunLogger:
     """Appends scalars to metrics.jsonl and writes TensorBoard summaries.
@@ -15,12 +18,15 @@ class RunLogger:
       metrics_path: the metrics.jsonl.
       logs_dir: folder of TensorBoard's event files.
       resumed_step: lines of later steps, left by a run that was killed, are dropped.
+
+    Raises:
+      UserError: if metrics.jsonl can't be read or written.
     """
 
     def __init__(self, metrics_path: Path, logs_dir: Path, resumed_step: int):
-        lines = metrics_path.read_text().splitlines() if metrics_path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= resumed_step]
-        metrics_path.write_text("".join(f"{line}\n" for line in kept))
+        if metrics_path.exists():
+            with atomic_write(metrics_path) as partial:
+                partial.write_text("".join(_lines_until(metrics_path, resumed_step)))
         self._metrics_path = metrics_path
         self._writers = {
             split: tf.summary.create_file_writer(str(logs_dir / split))
@@ -44,12 +50,8 @@ class RunLogger:
             tf.summary.image(name, image)
         self._writers[split].flush()
 
-    def text(self, name: str, markdown: str) -> None:
-        """Writes a text at step 0."""
-        with self._writers["train"].as_default(0):
-            tf.summary.text(name, markdown)
-
     def close(self) -> None:
+        """Writes out what is still buffered."""
         for writer in self._writers.values():
             writer.close()
 
@@ -57,3 +59,21 @@ class RunLogger:
 def finite(values: Mapping[str, float]) -> bool:
     """Whether all values are finite numbers."""
     return bool(np.all(np.isfinite(list(values.values()))))
+
+
+def _lines_until(metrics_path: Path, last_step: int) -> list[str]:
+    """Lines of metrics.jsonl up to a step; a last line cut off by a crash is left out."""
+    kept = []
+    lines = metrics_path.read_text().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            step = json.loads(line)["step"]
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise UserError(
+                f"{metrics_path} is damaged at line {number}: mend or remove it"
+            ) from error
+        if step <= last_step:
+            kept.append(line)
+    return kept

@@ -9,6 +9,8 @@
     model.keras       the best model so far, with averaged weights
     evaluation/       written by tools/evaluate.py
     export/           written by tools/export.py
+
+The rest is written by tools/train.py.
 """
 
 import functools
@@ -16,11 +18,13 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dlens_tf import __version__
 from dlens_tf.errors import UserError
+from dlens_tf.io.files import atomic_write
 from dlens_tf.parameters import ParameterSet
 
 
@@ -36,6 +40,7 @@ class RunFolder:
         run = cls(path)
         if not run.config_path.is_file():
             raise UserError(f"{path} is not a run folder (it has no run.json); see tools/train.py")
+        run.config  # noqa: B018 (raises if it is damaged)
         return run
 
     config_path = property(lambda self: self.path / "run.json")
@@ -50,8 +55,15 @@ class RunFolder:
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """Contents of run.json."""
-        return json.loads(self.config_path.read_text())
+        """Contents of run.json; raises a `UserError` if it is damaged."""
+        try:
+            config = json.loads(self.config_path.read_text())
+            ParameterSet.from_dicts(config["targets"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{self.config_path} is damaged: train again in another --run_dir"
+            ) from error
+        return config
 
     @property
     def targets(self) -> ParameterSet:
@@ -75,9 +87,27 @@ class RunFolder:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON under a temporary name, then renames."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_flags(path: Path, flags: Mapping[str, Sequence[str]]) -> None:
+    """Writes a flagfile: name to values, several of a repeatable flag."""
+    lines = [f"--{name}={value}\n" for name, values in flags.items() for value in values]
+    with atomic_write(path) as partial:
+        partial.write_text("".join(lines))
+
+
+def read_flags(path: Path) -> dict[str, list[str]]:
+    """The inverse of `write_flags`; raises a `UserError` if the file is damaged."""
+    flags: dict[str, list[str]] = {}
+    try:
+        for line in path.read_text().splitlines():
+            name, value = line.removeprefix("--").split("=", 1)
+            flags.setdefault(name, []).append(value)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: choose another --run_dir") from error
+    return flags
 
 
 def git_commit() -> str | None:
@@ -92,7 +122,8 @@ def git_commit() -> str | None:
     if not (root / "setup.py").is_file():
         return None
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+        changes = "+changes" if git("status", "--porcelain", "-uno") else ""
+        return git("rev-parse", "HEAD") + changes
     except (OSError, subprocess.CalledProcessError):
         return None
 

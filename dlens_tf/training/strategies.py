@@ -38,21 +38,24 @@ def make_strategy(name: str, logical_devices: int = 1) -> tf.distribute.Strategy
         return tf.distribute.MirroredStrategy([d.removeprefix("/device:") for d in devices])
     try:
         cluster = json.loads(os.environ["TF_CONFIG"])
-        cluster["cluster"]["worker"], cluster["task"]["index"]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        cluster["cluster"]["worker"], cluster["task"]["type"], cluster["task"]["index"]
+        return tf.distribute.MultiWorkerMirroredStrategy(
+            communication_options=tf.distribute.experimental.CommunicationOptions(
+                implementation=tf.distribute.experimental.CommunicationImplementation.RING
+            )
+        )
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             "--strategy=multi_worker needs the environment variable TF_CONFIG, for example "
             '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
             '"task": {"type": "worker", "index": 0}}'
         ) from error
-    return tf.distribute.MultiWorkerMirroredStrategy(
-        communication_options=tf.distribute.experimental.CommunicationOptions(
-            implementation=tf.distribute.experimental.CommunicationImplementation.RING
-        )
-    )
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes the run folder: the first worker, or the only one."""
     resolver = strategy.cluster_resolver
-    return resolver is None or not resolver.task_type or resolver.task_id == 0
+    if resolver is None or not resolver.task_type:
+        return True
+    chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+    return resolver.task_type == chief and resolver.task_id == 0

@@ -9,12 +9,12 @@ function of the step, so a resumed run continues exactly as an uninterrupted one
 
 import dataclasses
 import os
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -23,14 +23,16 @@ from tqdm import tqdm
 
 from dlens_tf.errors import UserError
 from dlens_tf.evaluation import plots
+from dlens_tf.io.files import one_line
 from dlens_tf.parameters import ParameterSet
 from dlens_tf.pipeline.batches import Arrays, TrainingBatches
+from dlens_tf.pipeline.reading import explained_read_errors
 from dlens_tf.training import strategies
 from dlens_tf.training.logger import RunLogger, finite
 from dlens_tf.training.run_folder import RunFolder
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 (asked for, not an error)
     """Training was asked to stop and has saved a checkpoint."""
 
 
@@ -43,7 +45,7 @@ class TrainingPlan:
       learning_rate: peak of the schedule.
       warmup_fraction: of all steps, in which the rate rises from zero.
       weight_decay: AdamW's decoupled decay; norms, biases and positions are spared.
-      clip_norm: largest global gradient norm.
+      clip_norm: largest global gradient norm; positive.
       ema_momentum: of the averaged weights; ramps up from zero over the first steps.
       patience: validations without improvement before stopping; 0 never stops early.
       log_every: steps between log lines.
@@ -62,6 +64,12 @@ class TrainingPlan:
     profile_steps: tuple[int, int] | None = None
     jit: bool = False
 
+    def __post_init__(self):
+        if not self.clip_norm > 0:
+            raise UserError(
+                f"clip_norm is {self.clip_norm}, must be positive; a large one never clips"
+            )
+
 
 class Trainer:
     """Trains one model.
@@ -74,6 +82,14 @@ class Trainer:
       validation: the validation split, or a part of it, in memory.
       targets: the inferred parameters.
       plan: the optimisation.
+
+    Attributes:
+      model, averaged: the model, and the same with averaged weights.
+      optimizer: of the model.
+      total_steps: steps in all, those done already included.
+
+    Raises:
+      UserError: if plan, data and devices do not fit together, or a checkpoint is damaged.
     """
 
     def __init__(
@@ -94,6 +110,7 @@ class Trainer:
         self._targets = targets
         self._plan = plan
         self._batch_size = batches.spec.batch_size
+        self._several_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
         if self._batch_size % strategy.num_replicas_in_sync:
             raise UserError(
                 f"batch_size {self._batch_size} is not a multiple of the "
@@ -102,11 +119,16 @@ class Trainer:
         if plan.jit and strategy.num_replicas_in_sync > 1:
             raise UserError("--jit works on one device only; leave it out or use one_device")
         self.total_steps = plan.epochs * batches.steps_per_epoch
+        if plan.profile_steps and plan.profile_steps[0] > self.total_steps:
+            raise UserError(
+                f"profile_steps start at step {plan.profile_steps[0]}, but the training has only "
+                f"{self.total_steps} steps"
+            )
         with strategy.scope():
             self.model = make_model()
             self.averaged = keras.models.clone_model(self.model)
             self.averaged.set_weights(self.model.get_weights())
-            self._optimizer = self._make_optimizer()
+            self.optimizer = self._make_optimizer()
             self._state = {
                 name: tf.Variable(value, trainable=False, name=name)
                 for name, value in (
@@ -114,28 +136,28 @@ class Trainer:
                     ("best_loss", np.float64(np.inf)),
                     ("stale", np.int64(0)),
                     ("stopped", False),
+                    # Sums since the last log line: steps, loss, gradient norm, MAE [P].
+                    ("window", np.zeros(3 + len(targets.names), np.float32)),
                 )
             }
         self._head = self.model.get_layer("head")
         self._train_step = tf.function(self._distributed_step, jit_compile=plan.jit or None)
         self._predict = tf.function(lambda images: self.averaged(images, training=False))
         self._chief = strategies.is_chief(strategy)
-        self._checkpoints_dir = run.checkpoints_dir
-        if not self._chief:
-            # Every worker has to take part in saving; only the chief's files are kept.
-            self._checkpoints_dir = run.checkpoints_dir / f"worker-{os.getpid()}"
         checkpoint = tf.train.Checkpoint(
             model=self.model,
             averaged=self.averaged,
-            optimizer=self._optimizer,
+            optimizer=self.optimizer,
+            # Keras keeps dropout's random state out of TensorFlow's checkpoints.
+            seeds=[v.value for v in self.model.variables if "seed_generator" in v.path],
             **self._state,
         )
         self._manager = tf.train.CheckpointManager(
-            checkpoint, str(self._checkpoints_dir), max_to_keep=2
+            checkpoint, str(run.checkpoints_dir), max_to_keep=2
         )
         latest = tf.train.latest_checkpoint(str(run.checkpoints_dir))
         if latest:
-            checkpoint.restore(latest).assert_existing_objects_matched()
+            _restore(checkpoint, latest)
 
     @property
     def step(self) -> int:
@@ -163,7 +185,7 @@ class Trainer:
         optimizer.build(self.model.trainable_variables)
         return optimizer
 
-    def _replica_step(self, images: tf.Tensor, targets: tf.Tensor):
+    def _replica_step(self, images: tf.Tensor, targets: tf.Tensor, stop: tf.Tensor):
         with tf.GradientTape() as tape:
             outputs = self.model(images, training=True)
             # Divided by the global batch, so that the sum over replicas is the mean.
@@ -176,13 +198,18 @@ class Trainer:
         # Keras clips before it sums over replicas, which would depend on their number; so the
         # sum and the clipping are done here, and Keras's own sum is compensated.
         replicas = float(context.num_replicas_in_sync)
-        self._optimizer.apply([g / replicas for g in gradients], variables)
+        self.optimizer.apply([g / replicas for g in gradients], variables)
         error = tf.reduce_sum(tf.abs(outputs["mean"] - targets), axis=0) / self._batch_size
-        return loss, error, norm / replicas
+        stop = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(stop, tf.float32))
+        return loss, norm / replicas, error, stop / replicas
 
-    def _distributed_step(self, images, targets):
-        """One step; returns loss, mean absolute error [P] and gradient norm."""
-        results = self._strategy.run(self._replica_step, args=(images, targets))
+    def _distributed_step(self, images, targets, stop: tf.Tensor) -> tf.Tensor:
+        """One step; `stop` is whether this worker was asked to stop, returned whether any was."""
+        results = self._strategy.run(self._replica_step, args=(images, targets, stop))
+        loss, norm, error, stop = (
+            self._strategy.reduce(tf.distribute.ReduceOp.SUM, r, axis=None) for r in results
+        )
+        self._state["window"].assign_add(tf.concat([[1.0, loss, norm], error], axis=0))
         self._state["step"].assign_add(1)
         done = tf.cast(self._state["step"], tf.float32)
         momentum = tf.minimum(self._plan.ema_momentum, done / (done + 10.0))
@@ -190,7 +217,7 @@ class Trainer:
             self.averaged.trainable_variables, self.model.trainable_variables, strict=True
         ):
             average.assign(momentum * average.value + (1.0 - momentum) * value.value)
-        return [self._strategy.reduce(tf.distribute.ReduceOp.SUM, r, axis=None) for r in results]
+        return stop > 0
 
     def _iterator(self) -> Iterator:
         replicas = self._strategy.num_replicas_in_sync
@@ -208,75 +235,102 @@ class Trainer:
           Interrupted: after Ctrl-C or SIGTERM, with a checkpoint saved.
           UserError: if the loss is no longer finite.
         """
-        logger = RunLogger(self._run.metrics_path, self._run.logs_dir, self.step)
-        per_epoch = self._batches.steps_per_epoch
-        metrics: dict[str, float] = {}
         if self._state["stopped"].numpy() or self.step >= self.total_steps:
             return self.validate()[0]
-        bar = tqdm(
-            total=self.total_steps, initial=self.step, unit="step", desc="train", smoothing=0.05,
-            disable=not self._chief,
-        )
-        iterator = self._iterator()
-        window, window_start = [], time.perf_counter()
-        with _stop_requests() as stop_requested, bar:
-            while self.step < self.total_steps:
-                self._profile(self.step + 1)
-                window.append(self._train_step(*next(iterator)))
-                bar.update()
-                step = self.step
-                if step % self._plan.log_every == 0 or step % per_epoch == 0:
-                    seconds = time.perf_counter() - window_start
-                    self._log_training(logger, bar, step, window, seconds)
-                    window, window_start = [], time.perf_counter()
-                if step % per_epoch == 0:
-                    metrics = self._validate_and_keep(logger, step)
-                    bar.write(f"epoch {step // per_epoch}: {_line(metrics)}")
-                    self._manager.save()
-                    window_start = time.perf_counter()
-                    if self._state["stopped"].numpy():
-                        bar.write(f"no improvement in {self._plan.patience} epochs: stopped")
-                        break
-                if stop_requested():
-                    self._check_finite(window)
-                    self._manager.save()
-                    raise Interrupted
-        logger.close()
-        if not self._chief:
-            shutil.rmtree(self._checkpoints_dir, ignore_errors=True)
-        return metrics
-
-    def _profile(self, step: int) -> None:
-        if self._plan.profile_steps is None or not self._chief:
-            return
-        first, last = self._plan.profile_steps
-        if step == first:
-            tf.profiler.experimental.start(str(self._run.logs_dir))
-        elif step == last + 1:
-            tf.profiler.experimental.stop()
-
-    def _check_finite(self, window: list) -> None:
-        for loss, _, _ in window:
-            if not np.isfinite(float(loss)):
-                raise UserError(
-                    f"the loss is not finite by step {self.step}: lower --learning_rate or "
-                    f"--clip_norm, or look for bad images; the last checkpoint is kept"
+        with ExitStack() as stack:
+            logger = None
+            if self._chief:
+                logger = stack.enter_context(
+                    closing(RunLogger(self._run.metrics_path, self._run.logs_dir, self.step))
                 )
+            profile_steps = self._plan.profile_steps if self._chief else None
+            profile = stack.enter_context(_profiler(profile_steps, self._run.logs_dir))
+            stop_requested = stack.enter_context(_stop_requests())
+            bar = stack.enter_context(
+                tqdm(
+                    total=self.total_steps,
+                    initial=self.step,
+                    unit="step",
+                    desc="train",
+                    smoothing=0.05,
+                    disable=not self._chief,
+                )
+            )
+            return self._loop(logger, profile, stop_requested, bar)
 
-    def _log_training(self, logger, bar, step: int, window: list, seconds: float) -> None:
-        self._check_finite(window)
-        loss, error, norm = (
-            np.mean([np.asarray(entry[i]) for entry in window], axis=0) for i in range(3)
-        )
-        rate = len(window) * self._batch_size / seconds
+    def _loop(
+        self,
+        logger: RunLogger | None,
+        profile: Callable[[int], None],
+        stop_requested: Callable[[], bool],
+        bar: tqdm,
+    ) -> dict[str, float]:
+        per_epoch = self._batches.steps_per_epoch
+        iterator = self._iterator()
+        step = timed_step = self.step
+        start = time.perf_counter()
+        while True:
+            profile(step + 1)
+            with explained_read_errors(self._batches.folder, "train"):
+                images, targets = next(iterator)
+            stop = self._train_step(images, targets, tf.constant(stop_requested()))
+            step += 1
+            bar.update()
+            if step % self._plan.log_every == 0 or step % per_epoch == 0:
+                self._check_finite()
+                rate = (step - timed_step) * self._batch_size / (time.perf_counter() - start)
+                self._log_training(logger, bar, step, rate)
+                timed_step, start = step, time.perf_counter()
+            if step % per_epoch == 0:
+                metrics = self._validate_and_keep(logger, step)
+                self._save()
+                stopped = bool(self._state["stopped"].numpy())
+                if self._chief:
+                    bar.write(f"epoch {step // per_epoch}: {_line(metrics)}")
+                    if stopped:
+                        bar.write(f"no improvement in {self._plan.patience} epochs: stopped")
+                if stopped or step >= self.total_steps:
+                    return metrics
+                start = time.perf_counter()
+            # Several workers must stop after the same step, so they wait for its answer.
+            if bool(stop) if self._several_workers else stop_requested():
+                self._check_finite()
+                self._save()
+                raise Interrupted
+
+    def _save(self) -> None:
+        """Saves a checkpoint, in the first worker only."""
+        if not self._chief:
+            return
+        try:
+            self._manager.save()
+        except (OSError, tf.errors.OpError) as error:
+            raise UserError(
+                f"can't write a checkpoint to {self._run.checkpoints_dir}: {one_line(error)}"
+            ) from error
+
+    def _check_finite(self) -> None:
+        """Raises a `UserError` unless loss and gradients since the last log line are finite."""
+        if not np.all(np.isfinite(self._state["window"].numpy())):
+            raise UserError(
+                f"loss or gradient is not finite by step {self.step}: look for bad images, or "
+                "train in another --run_dir with a lower --learning_rate; "
+                f"the last good checkpoint of {self._run.path} is kept"
+            )
+
+    def _log_training(self, logger: RunLogger | None, bar: tqdm, step: int, rate: float) -> None:
+        """Writes the means since the last log line, and starts a new window."""
+        window = self._state["window"].numpy()
+        loss, norm, *errors = window[1:] / window[0]
+        self._state["window"].assign(np.zeros_like(window))
         bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} images/s")
-        if self._chief:
+        if logger:
             scalars = {
                 "loss": loss,
-                "learning_rate": float(self._optimizer.learning_rate),
+                "learning_rate": float(self.optimizer.learning_rate),
                 "gradient_norm": norm,
                 "images_per_second": rate,
-                **{f"mae/{p.name}": e for p, e in zip(self._targets, error, strict=True)},
+                **{f"mae/{p.name}": e for p, e in zip(self._targets, errors, strict=True)},
             }
             logger.scalars("train", step, scalars)
 
@@ -290,9 +344,7 @@ class Trainer:
             self._predict(self._validation.images[i : i + self._batch_size])
             for i in range(0, len(self._validation), self._batch_size)
         ]
-        outputs = {
-            key: np.concatenate([part[key].numpy() for part in parts]) for key in parts[0]
-        }
+        outputs = {key: np.concatenate([part[key].numpy() for part in parts]) for key in parts[0]}
         losses = self._head.example_loss(
             self._truth, {key: tf.constant(value) for key, value in outputs.items()}
         )
@@ -301,11 +353,15 @@ class Trainer:
         metrics |= {f"mae/{p.name}": float(e) for p, e in zip(self._targets, error, strict=True)}
         return metrics, outputs
 
-    def _validate_and_keep(self, logger: RunLogger, step: int) -> dict[str, float]:
+    def _validate_and_keep(self, logger: RunLogger | None, step: int) -> dict[str, float]:
         """Validates, writes pictures, keeps the best model, and decides on stopping."""
         metrics, outputs = self.validate()
         if not finite(metrics):
-            raise UserError(f"the validation loss is not finite at step {step}")
+            raise UserError(
+                f"the validation loss is not finite at step {step}: look for bad images, or train "
+                "in another --run_dir with a lower --learning_rate; "
+                f"the last good checkpoint of {self._run.path} is kept"
+            )
         if metrics["loss"] < self.best_loss:
             self._state["best_loss"].assign(metrics["loss"])
             self._state["stale"].assign(0)
@@ -315,7 +371,7 @@ class Trainer:
             self._state["stale"].assign_add(1)
         patience = self._plan.patience
         self._state["stopped"].assign(bool(patience) and int(self._state["stale"]) >= patience)
-        if self._chief:
+        if logger:
             logger.scalars("validation", step, metrics)
             self._log_pictures(logger, step, outputs)
         return metrics
@@ -339,8 +395,21 @@ class Trainer:
 def save_model(model: keras.Model, run: RunFolder) -> None:
     """Writes model.keras under a temporary name, then renames."""
     partial = run.path / "partial.keras"
-    model.save(partial)
-    os.replace(partial, run.model_path)
+    try:
+        model.save(partial)
+        os.replace(partial, run.model_path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
+    try:
+        checkpoint.restore(path).assert_existing_objects_matched()
+    except (AssertionError, IndexError, ValueError, tf.errors.OpError) as error:
+        raise UserError(
+            f"can't resume from checkpoint {path} (damaged, or of another version): "
+            "remove it, or choose another --run_dir"
+        ) from error
 
 
 def _line(metrics: dict[str, float]) -> str:
@@ -348,16 +417,46 @@ def _line(metrics: dict[str, float]) -> str:
 
 
 @contextmanager
+def _profiler(steps: tuple[int, int] | None, logs_dir: Path) -> Iterator[Callable[[int], None]]:
+    """Gives a function, to be called before each step, that starts and stops the profile."""
+    running = False
+
+    def before(step: int) -> None:
+        nonlocal running
+        if steps and step == steps[0]:
+            tf.profiler.experimental.start(str(logs_dir))
+            running = True
+        elif running and step > steps[1]:
+            running = False
+            tf.profiler.experimental.stop()
+
+    try:
+        yield before
+    finally:
+        if running:
+            tf.profiler.experimental.stop()
+
+
+@contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turns SIGINT and SIGTERM into a question that the loop asks between steps."""
+    """Turns SIGINT and SIGTERM into a question that the loop asks between steps.
+
+    A second signal acts as if there were no such question, and so ends a step that hangs.
+    """
     requested = []
-    handlers = {}
     if threading.current_thread() is not threading.main_thread():
         # Python delivers signals to the main thread only.
         yield lambda: False
         return
-    for number in (signal.SIGINT, signal.SIGTERM):
-        handlers[number] = signal.signal(number, lambda *_: requested.append(True))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(number, frame):
+        del frame
+        requested.append(number)
+        signal.signal(number, handlers[number])
+
+    for number in handlers:
+        signal.signal(number, request)
     try:
         yield lambda: bool(requested)
     finally:

@@ -135,7 +135,9 @@ def test_layout_and_manifest(exported_run, bundle):
 def test_versions_metrics_and_output_folder(write_run, tmp_path):
     run = write_run(tmp_path / "run", head="point")
     (run / "evaluation").mkdir()
-    (run / "evaluation" / "test.json").write_text('{"mae": 0.1}')
+    (run / "evaluation" / "test.json").write_text(
+        '{"split": "test", "num_examples": 9, "parameters": {"source_x": {"metrics": {"mae": 1}}}}'
+    )
     base = tmp_path / "served"
     (base / "4").mkdir(parents=True)
     (base / "notes").mkdir()
@@ -143,7 +145,11 @@ def test_versions_metrics_and_output_folder(write_run, tmp_path):
     assert bundle == base / "5"
     assert sorted(p.name for p in base.iterdir()) == ["4", "5", "notes"]
     manifest = json.loads((bundle / "assets.extra" / "dlens_manifest.json").read_text())
-    assert manifest["metrics"] == {"mae": 0.1}
+    assert manifest["metrics"] == {
+        "split": "test",
+        "num_examples": 9,
+        "parameters": {"source_x": {"mae": 1}},
+    }
     assert manifest["quantile_levels"] == []
     assert set(manifest["signatures"]["serving_default"]["outputs"]) == {"mean"}
     (run / "evaluation" / "test.json").write_text("{")
