@@ -1,9 +1,10 @@
 # `make help` lists the targets. PYTHON chooses the interpreter for the virtual environment,
-# VENV where it is made, PYTEST_FLAGS what is added to pytest's command line.
+# VENV where it is made; PYTEST_FLAGS and QUICKSTART_FLAGS are added to those commands.
 
 PYTHON ?= python3.11
 VENV ?= .venv
 PYTEST_FLAGS ?=
+QUICKSTART_FLAGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -25,13 +26,13 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 		echo "error: $(PYTHON) is not Python 3.11; say where one is: make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python3.11" >&2; \
 		exit 1; }
-	@echo "installing into $(VENV): about 3.5 GB, a few minutes"
+	@echo "installing into $(VENV): about 3 GB, a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
 quickstart: $(STAMP)  ## simulate, train, evaluate, export and predict, in under 10 minutes
-	$(BIN)/python tools/quickstart.py
+	$(BIN)/python tools/quickstart.py $(QUICKSTART_FLAGS)
 
 test: $(STAMP)  ## the whole test suite, fast tests first
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)

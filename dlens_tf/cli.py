@@ -79,6 +79,9 @@ def quiet_tensorflow() -> None:
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
+    except SystemExit:
+        # absl exits with status 1 after it has answered --help, which is no failure.
+        sys.exit(0)
     except flags.Error as error:
         print(f"error: {error}; see --help", file=sys.stderr)
         sys.exit(EXIT_ERROR)

@@ -170,7 +170,7 @@ CATALOGUE: dict[str, Parameter] = {
             "log10_m_axion",
             r"\log_{10} m_\mathrm{axion}",
             "log10(eV)",
-            "logarithm of the axion mass; sets the vortex length 2h, h = 0.03\" (1e-22 eV / m)",
+            'logarithm of the axion mass; sets the vortex length 2h, h = 0.03" (1e-22 eV / m)',
         ),
         Parameter(
             "phi_vortex",
@@ -181,24 +181,29 @@ CATALOGUE: dict[str, Parameter] = {
         ),
         Parameter("theta_E", r"\theta_\mathrm{E}", "arcsec", "Einstein radius of the main lens"),
         *_pair(("e1", "e2"), ("e_1", "e_2"), "", "ellipticity of the main lens", 2),
+        *_pair(("gamma1", "gamma2"), (r"\gamma_1", r"\gamma_2"), "", "external shear", 2),
         *_pair(
-            ("gamma1", "gamma2"), (r"\gamma_1", r"\gamma_2"), "", "external shear", 2
+            ("center_x", "center_y"),
+            ("x_\\mathrm{lens}", "y_\\mathrm{lens}"),
+            "arcsec",
+            "centre of the main lens",
+            1,
         ),
         *_pair(
-            ("center_x", "center_y"), ("x_\\mathrm{lens}", "y_\\mathrm{lens}"), "arcsec",
-            "centre of the main lens", 1,
+            ("source_x", "source_y"),
+            (r"x_\mathrm{src}", r"y_\mathrm{src}"),
+            "arcsec",
+            "unlensed position of the source",
+            1,
         ),
-        *_pair(
-            ("source_x", "source_y"), (r"x_\mathrm{src}", r"y_\mathrm{src}"), "arcsec",
-            "unlensed position of the source", 1,
-        ),
-        Parameter(
-            "source_R_sersic", r"R_\mathrm{S}", "arcsec", "half-light radius of the source"
-        ),
+        Parameter("source_R_sersic", r"R_\mathrm{S}", "arcsec", "half-light radius of the source"),
         Parameter("source_n_sersic", r"n_\mathrm{S}", "", "Sersic index of the source"),
         *_pair(
-            ("source_e1", "source_e2"), (r"e_{1,\mathrm{src}}", r"e_{2,\mathrm{src}}"), "",
-            "ellipticity of the source", 2,
+            ("source_e1", "source_e2"),
+            (r"e_{1,\mathrm{src}}", r"e_{2,\mathrm{src}}"),
+            "",
+            "ellipticity of the source",
+            2,
         ),
         Parameter(
             "source_magnitude", r"m_\mathrm{src}", "mag", "unlensed AB magnitude of the source"
@@ -272,9 +277,7 @@ class ParameterSet:
         for name in names:
             if name not in self.free:
                 state = "is fixed in this recipe" if name in self else "is not in this data set"
-                raise UserError(
-                    f"parameter '{name}' {state}; valid: {', '.join(self.free.names)}"
-                )
+                raise UserError(f"parameter '{name}' {state}; valid: {', '.join(self.free.names)}")
         if len(set(names)) != len(names):
             raise UserError(f"target parameters are named twice: {', '.join(names)}")
         return ParameterSet(self[name] for name in names)

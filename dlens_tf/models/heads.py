@@ -7,7 +7,8 @@ weigh alike.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -21,7 +22,7 @@ class _Head(keras.layers.Layer):
     """What the heads share: a float32 Dense layer and the prior's mean and deviation."""
 
     outputs_per_parameter = 1
-    losses_by_name: dict = {}
+    losses_by_name: ClassVar[dict[str, Callable]] = {}
 
     def __init__(
         self, prior_mean: Sequence[float], prior_std: Sequence[float], loss: str, **kwargs
@@ -94,7 +95,7 @@ def _beta_nll(error, std):
 class PointHead(_Head):
     """One number per parameter; no uncertainty."""
 
-    losses_by_name = {"mae": _absolute, "huber": _huber}
+    losses_by_name: ClassVar = {"mae": _absolute, "huber": _huber}
 
     def call(self, features):
         standardised = self.dense(features)
@@ -109,7 +110,7 @@ class GaussianHead(_Head):
     """Independent Gaussian posteriors: mean and standard deviation of each parameter."""
 
     outputs_per_parameter = 2
-    losses_by_name = {"nll": _nll, "beta_nll": _beta_nll}
+    losses_by_name: ClassVar = {"nll": _nll, "beta_nll": _beta_nll}
     MIN_STD = 1e-3
     """Floor of the predicted deviation, in prior deviations: keeps the likelihood finite."""
 

@@ -49,9 +49,7 @@ class ModelSpec:
     front_end_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _front_end(
-    spec: ModelSpec, recipe: Recipe, sample_images: np.ndarray
-) -> keras.layers.Layer:
+def _front_end(spec: ModelSpec, recipe: Recipe, sample_images: np.ndarray) -> keras.layers.Layer:
     match choose("front end", spec.front_end, ["flux", "smooth_residual"]):
         case "flux":
             return FluxStretch.fitted(sample_images, name="stretch")

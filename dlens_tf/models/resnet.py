@@ -15,9 +15,9 @@ def _block(x, width: int, stride: int, name: str):
     y = _norm_act(x, f"{name}_1")
     shortcut = x
     if stride > 1 or x.shape[-1] != width:
-        shortcut = layers.Conv2D(
-            width, 1, strides=stride, use_bias=False, name=f"{name}_shortcut"
-        )(y)
+        shortcut = layers.Conv2D(width, 1, strides=stride, use_bias=False, name=f"{name}_shortcut")(
+            y
+        )
     y = layers.Conv2D(
         width, 3, strides=stride, padding="same", use_bias=False, name=f"{name}_conv1"
     )(y)

@@ -173,9 +173,7 @@ class SmoothLensResidual(keras.layers.Layer):
         along = (math.cos(phi) * dx + math.sin(phi) * dy) * math.sqrt(q)
         across = (-math.sin(phi) * dx + math.cos(phi) * dy) / math.sqrt(q)
         radius = ops.sqrt(along**2 + across**2 + 1e-12)
-        brightness = self.source["amplitude"] * ops.exp(
-            (1.9992 - 0.3271) - slope * radius
-        )
+        brightness = self.source["amplitude"] * ops.exp((1.9992 - 0.3271) - slope * radius)
         pull = slope * brightness / radius
         along, across = along * math.sqrt(q), across / math.sqrt(q)
         by_x = pull * (math.cos(phi) * along - math.sin(phi) * across)
@@ -188,9 +186,7 @@ class SmoothLensResidual(keras.layers.Layer):
         reach = self.psf_size // 2
         padded = ops.pad(images, [(0, 0), (reach, reach), (reach, reach)])
         rows = sum(self.psf[i] * padded[:, i : i + self.crop] for i in range(self.psf_size))
-        return sum(
-            self.psf[i] * rows[:, :, i : i + self.crop] for i in range(self.psf_size)
-        )
+        return sum(self.psf[i] * rows[:, :, i : i + self.crop] for i in range(self.psf_size))
 
     def _bin(self, images, factor: int):
         """Means of factor × factor pixels of [N, S, S]."""

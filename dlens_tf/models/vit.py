@@ -65,9 +65,9 @@ def tanh_gelu(x):
 def _encoder_block(x, width: int, heads: int, dropout: float, name: str):
     """Pre-norm self-attention and a two-layer perceptron, each around a shortcut."""
     y = layers.LayerNormalization(epsilon=1e-6, name=f"{name}_norm1")(x)
-    y = layers.MultiHeadAttention(
-        heads, width // heads, dropout=dropout, name=f"{name}_attention"
-    )(y, y)
+    y = layers.MultiHeadAttention(heads, width // heads, dropout=dropout, name=f"{name}_attention")(
+        y, y
+    )
     x = layers.Add(name=f"{name}_add1")([x, y])
     y = layers.LayerNormalization(epsilon=1e-6, name=f"{name}_norm2")(x)
     y = layers.Dense(4 * width, name=f"{name}_mlp1")(y)

@@ -105,7 +105,8 @@ def turn_parameters(values: Mapping[str, tf.Tensor], turns: Turns) -> dict[str, 
                 second = tf.where(turns.mirror, -second, second)
             cos, sin = tf.cos(parameter.spin * angle), tf.sin(parameter.spin * angle)
             turned[name] = (
-                cos * first - sin * second if parameter.component == 0
+                cos * first - sin * second
+                if parameter.component == 0
                 else sin * first + cos * second
             )
         else:

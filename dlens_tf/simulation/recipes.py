@@ -202,12 +202,6 @@ _PHYSICAL_LENS: dict[str, Prior] = {
     "source_e2": Normal(0.0, 0.12),
     "source_magnitude": Uniform(20.0, 22.0),
 }
-_PHYSICAL_RULES = {
-    "noise": "instrument",
-    "symmetry": "d4",
-    "subhalos": PointSubhalos(number=25, poisson=True, slope=-1.9),
-}
-
 _DEEPLENSE_NETWORKS = {
     "XResNet18Hybrid": (0.2737, 0.2209, 0.1262),
     "ResNet34, ImageNet-pretrained": (0.2849, 0.2162, 0.1332),
@@ -226,7 +220,11 @@ def _published(column: int) -> tuple[PublishedResult, ...]:
 
 
 _BIN_EDGES = tuple(-24.0 + 0.25 * i for i in range(9))
-_BRUTE_FORCE = "posterior median under the true prior, brute force over 200 images"
+
+
+def _limit(mae: float, mae_error: float, bin_mae: tuple[float, ...]) -> InformationLimit:
+    source = "posterior median under the true prior, brute force over 200 images"
+    return InformationLimit("log10_m_axion", mae, mae_error, source, _BIN_EDGES, bin_mae)
 
 
 def _simapi_legacy(name: str, description: str, instrument: str, column: int) -> Recipe:
@@ -249,6 +247,35 @@ def _simapi_legacy(name: str, description: str, instrument: str, column: int) ->
     )
 
 
+def _with_noise(legacy: Recipe, name: str, description: str, limit: InformationLimit) -> Recipe:
+    """A legacy recipe with the instrument noise that its script computes and never adds."""
+    return dataclasses.replace(
+        legacy,
+        name=name,
+        description=description,
+        noise="instrument",
+        published=(),
+        information_limit=limit,
+    )
+
+
+def _physical(
+    name: str, description: str, num_pix: int, instrument: str, supersampling: int
+) -> Recipe:
+    """A recipe without the published defects, its macro-model and source free."""
+    return Recipe(
+        name=name,
+        description=description,
+        num_pix=num_pix,
+        instrument=INSTRUMENTS[instrument],
+        priors=_PHYSICAL_LENS,
+        noise="instrument",
+        supersampling=supersampling,
+        symmetry="d4",
+        subhalos=PointSubhalos(number=25, poisson=True, slope=-1.9),
+    )
+
+
 _MODEL_I_LEGACY = Recipe(
     name="model_i_legacy",
     description='DeepLense Model I as published: 150×150 at 0.05", photon counts, two shot noises',
@@ -259,13 +286,8 @@ _MODEL_I_LEGACY = Recipe(
     distances="luminosity",
     source_amplitude=20.0,
     published=_published(0),
-    information_limit=InformationLimit(
-        "log10_m_axion",
-        0.189,
-        0.002,
-        _BRUTE_FORCE,
-        _BIN_EDGES,
-        (0.009, 0.008, 0.050, 0.276, 0.292, 0.296, 0.294, 0.288),
+    information_limit=_limit(
+        0.189, 0.002, (0.009, 0.008, 0.050, 0.276, 0.292, 0.296, 0.294, 0.288)
     ),
 )
 _MODEL_II_LEGACY = _simapi_legacy(
@@ -285,64 +307,40 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in [
         _MODEL_I_LEGACY,
-        Recipe(
-            name="model_i",
-            description="Model I made physical: 150×150 HST ACS F814W, macro-model and source free",
-            num_pix=150,
-            instrument=INSTRUMENTS["hst_acs_f814w"],
-            priors=_PHYSICAL_LENS,
+        _physical(
+            "model_i",
+            "Model I made physical: 150×150 HST ACS F814W, macro-model and source free",
+            150,
+            "hst_acs_f814w",
             supersampling=2,
-            **_PHYSICAL_RULES,
         ),
         _MODEL_II_LEGACY,
-        dataclasses.replace(
+        _with_noise(
             _MODEL_II_LEGACY,
-            name="model_ii_instrument",
-            description="DeepLense Model II with its Euclid VIS noise added, flux not doubled",
-            noise="instrument",
-            published=(),
-            information_limit=InformationLimit(
-                "log10_m_axion",
-                0.053,
-                0.002,
-                _BRUTE_FORCE,
-                _BIN_EDGES,
-                (0.003, 0.002, 0.004, 0.008, 0.027, 0.111, 0.137, 0.135),
-            ),
+            "model_ii_instrument",
+            "DeepLense Model II with its Euclid VIS noise added, flux not doubled",
+            _limit(0.053, 0.002, (0.003, 0.002, 0.004, 0.008, 0.027, 0.111, 0.137, 0.135)),
         ),
-        Recipe(
-            name="model_ii",
-            description="Model II made physical: 64×64 Euclid VIS, macro-model and source free",
-            num_pix=64,
-            instrument=INSTRUMENTS["euclid_vis"],
-            priors=_PHYSICAL_LENS,
+        _physical(
+            "model_ii",
+            "Model II made physical: 64×64 Euclid VIS, macro-model and source free",
+            64,
+            "euclid_vis",
             supersampling=4,
-            **_PHYSICAL_RULES,
         ),
         _MODEL_III_LEGACY,
-        dataclasses.replace(
+        _with_noise(
             _MODEL_III_LEGACY,
-            name="model_iii_instrument",
-            description="DeepLense Model III with F160W noise added, flux not doubled",
-            noise="instrument",
-            published=(),
-            information_limit=InformationLimit(
-                "log10_m_axion",
-                0.015,
-                0.001,
-                _BRUTE_FORCE,
-                _BIN_EDGES,
-                (0.000, 0.000, 0.000, 0.001, 0.004, 0.011, 0.036, 0.065),
-            ),
+            "model_iii_instrument",
+            "DeepLense Model III with F160W noise added, flux not doubled",
+            _limit(0.015, 0.001, (0.000, 0.000, 0.000, 0.001, 0.004, 0.011, 0.036, 0.065)),
         ),
-        Recipe(
-            name="model_iii",
-            description="Model III made physical: 64×64 HST F160W, macro-model and source free",
-            num_pix=64,
-            instrument=INSTRUMENTS["hst_wfc3_f160w"],
-            priors=_PHYSICAL_LENS,
+        _physical(
+            "model_iii",
+            "Model III made physical: 64×64 HST F160W, macro-model and source free",
+            64,
+            "hst_wfc3_f160w",
             supersampling=4,
-            **_PHYSICAL_RULES,
         ),
     ]
 }

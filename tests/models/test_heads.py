@@ -17,9 +17,7 @@ OUTPUTS = {
 def test_nll_is_the_gaussian_density_in_prior_units():
     head = GaussianHead(MEAN, STD, "nll")
     density = stats.norm.logpdf(TRUTH, OUTPUTS["mean"], OUTPUTS["stddev"]) + np.log(STD)
-    np.testing.assert_allclose(
-        head.example_loss(TRUTH, OUTPUTS), -density.mean(axis=1), rtol=1e-5
-    )
+    np.testing.assert_allclose(head.example_loss(TRUTH, OUTPUTS), -density.mean(axis=1), rtol=1e-5)
 
 
 def test_beta_nll_weighs_by_the_deviation():

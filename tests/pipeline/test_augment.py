@@ -93,9 +93,7 @@ def test_four_quarter_turns_are_the_identity():
 
 def test_flux_is_kept_exactly():
     images = tf.constant(np.random.default_rng(0).normal(size=(4, 9, 9, 2)).astype(np.float32))
-    turns = Turns(
-        tf.constant([True, False, True, False]), tf.constant([0, 1, 2, 3]), tf.zeros(4)
-    )
+    turns = Turns(tf.constant([True, False, True, False]), tf.constant([0, 1, 2, 3]), tf.zeros(4))
     turned = augment.turn_images(images, turns, False)
     np.testing.assert_array_equal(
         np.sort(turned.numpy().reshape(4, -1)), np.sort(images.numpy().reshape(4, -1))

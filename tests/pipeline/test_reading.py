@@ -46,7 +46,7 @@ def test_only_the_named_features_are_decoded(folder):
 def test_class_selection(folder):
     kept = reading.read_batches(folder, "test", 4, classes=["axion"])
     assert sum(len(batch["label"]) for batch in kept) == 8
-    with pytest.raises(UserError, match="unknown class .*'cdm'; valid: axion"):
+    with pytest.raises(UserError, match=r"unknown class .*'cdm'; valid: axion"):
         reading.read_batches(folder, "test", 4, classes=["cdm"])
 
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tqdm import tqdm
 
 from dlens_tf.models.heads import GaussianHead
 from dlens_tf.pipeline import reading
@@ -77,7 +78,9 @@ def at_step(monkeypatch) -> Callable[[Callable[[int], Any]], None]:
     """at_step(hook): calls hook(step) after each training step."""
 
     def install(hook: Callable[[int], Any]) -> None:
-        class Bar(trainer_module.tqdm):
+        """Replaces an earlier hook."""
+
+        class Bar(tqdm):
             def update(self, n=1):
                 super().update(n)
                 # A disabled bar doesn't count.

@@ -20,6 +20,12 @@ from dlens_tf.training.run_folder import RunFolder
 from dlens_tf.training.trainer import Interrupted, Trainer, TrainingPlan
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take most of the time; test_logger.py looks at them."""
+    monkeypatch.setattr(Trainer, "_log_pictures", lambda *_: None)
+
+
 def _values(variables) -> list[np.ndarray]:
     return [v.numpy() for v in variables]
 
@@ -128,6 +134,15 @@ def test_weight_decay_spares_vectors_and_positions(make_trainer, tiny_folder, tm
             decayed.add(variable.path)
     kernels = {path for path in before if path.endswith("kernel")}
     assert len(kernels) == 2 and decayed == kernels
+
+
+def test_compiled_equals_uncompiled(make_trainer, tmp_path, read_metrics):
+    for jit in (False, True):
+        make_trainer(tmp_path / str(jit), learning_rate=0.05, clip_norm=0.1, jit=jit).fit()
+    lines, compiled = (read_metrics(tmp_path / name) for name in ("False", "True"))
+    for line, compiled_line in zip(lines, compiled, strict=True):
+        assert line.pop("split") == compiled_line.pop("split")
+        assert compiled_line == pytest.approx(line, rel=1e-4)
 
 
 # Stopping early and keeping the best.
@@ -359,7 +374,7 @@ def test_weights_that_overflow_are_not_saved(make_trainer, tmp_path):
         (2, True, "--jit works on one device only"),
     ],
 )
-def test_what_several_devices_refuse(tiny_batches, tiny_validation, tmp_path, replicas, jit, message):
+def test_several_devices_refuse(tiny_batches, tiny_validation, tmp_path, replicas, jit, message):
     with pytest.raises(UserError, match=message):
         Trainer(
             RunFolder(tmp_path / "run"),
@@ -374,13 +389,13 @@ def test_what_several_devices_refuse(tiny_batches, tiny_validation, tmp_path, re
 
 
 def test_profile_after_the_end_is_refused(make_trainer, tmp_path):
-    with pytest.raises(UserError, match="profile_steps start at step 13, .* only 12 steps"):
+    with pytest.raises(UserError, match=r"profile_steps start at step 13, .* only 12 steps"):
         make_trainer(tmp_path, profile_steps=(13, 14))
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, -1.0, math.nan])
 def test_clip_norm_must_be_positive(clip_norm):
-    with pytest.raises(UserError, match="clip_norm is .* must be positive"):
+    with pytest.raises(UserError, match=r"clip_norm is .* must be positive"):
         TrainingPlan(epochs=1, clip_norm=clip_norm)
 
 

@@ -1,0 +1,121 @@
+"""The training tool as a user meets it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Prints the options that flags stand for, and writes them to a flagfile.
+RESOLVE = """
+import dataclasses, json, sys
+from pathlib import Path
+from absl import flags
+from dlens_tf.tools import train
+from dlens_tf.training.run_folder import write_flags
+
+path = sys.argv.pop()
+flags.FLAGS(sys.argv)
+options = train.run_options()
+write_flags(Path(path), options.flags)
+assert "tensorflow" not in sys.modules
+print(json.dumps(dataclasses.asdict(options)))
+"""
+
+
+def _resolve(flagfile: Path, *arguments: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", RESOLVE, *arguments, str(flagfile)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=ROOT,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config=model_ii", "--run_dir=r"],
+        [
+            "--config=model_ii", "--run_dir=a run", "--data_dir=data of mine/=x", "--classes=axion",
+            "--classes=cdm", "--targets=log10_m_axion,source_x", "--profile_steps=2,3", "--jit",
+            "--nodeterministic", "--loss=beta_nll", "--crop=32", "--front_end=smooth_residual",
+            "--learning_rate=1.5e-3", "--model=vit",
+        ],
+    ],
+)  # fmt: skip
+def test_flagfile_repeats_the_run(tmp_path, arguments):
+    first = tmp_path / "flags.cfg"
+    options = _resolve(first, *arguments)
+    assert _resolve(tmp_path / "again.cfg", f"--flagfile={first}") == options
+    assert (tmp_path / "again.cfg").read_text() == first.read_text()
+    # A later flag wins.
+    assert _resolve(tmp_path / "x.cfg", f"--flagfile={first}", "--batch_size=7")["batch_size"] == 7
+
+
+def test_interrupt_then_other_flags(run_tool, tiny_data_dir, tmp_path):
+    arguments = [
+        "--config=model_ii_instrument", f"--data_dir={tiny_data_dir}", "--resnet_width=8",
+        "--resnet_depth=1", "--resnet_stages=2", "--resnet_stem_stride=4", "--batch_size=8",
+        "--epochs=1000", f"--run_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "tools" / "train.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        deadline = time.monotonic() + 90
+        while not (tmp_path / "run" / "model.keras").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        output, progress = process.communicate(timeout=60)
+    assert process.returncode == 130, progress
+    assert "stopped and saved; run the same command again to go on" in output
+    assert "Traceback" not in progress and "train:" in progress
+
+    done = run_tool("train", *arguments, "--batch_size=4")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"error: {tmp_path / 'run'} was made with --batch_size=8, not")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: flag --config is missing; see --help"),
+        (["--config=model_ii"], "error: flag --run_dir is missing; see --help"),
+        (["--config=model_v"], "model_ii|"),
+        (["--model=unet"], "<resnet|vit>"),
+        (["--head=flow"], "<point|gaussian>"),
+        (["--strategy=tpu"], "<one_device|mirrored|multi_worker>"),
+        (["--classes=wdm"], "axion"),
+        (["--dropout=2"], "dropout"),
+        (["--epochs=many"], "epochs"),
+        (["--config=model_ii", "--run_dir=r", "--profile_steps=3"], "a first and a last step"),
+        (["--config=model_ii", "--run_dir=r", "--profile_steps=3,2"], "a first and a last step"),
+        (["--config=model_ii", "--run_dir=r", "--profile_steps=a,b"], "a first and a last step"),
+        (["--flagfile=nowhere.flags"], "nowhere.flags"),
+        (["train"], "error: unexpected argument 'train'"),
+    ],
+)
+def test_bad_input_is_one_line(run_tool, arguments, message):
+    done = run_tool("train", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_help_imports_no_tensorflow(run_tool):
+    done = run_tool("train", "--help")
+    assert "--flagfile" in done.stdout and "python tools/train.py" in done.stdout

@@ -1,0 +1,142 @@
+"""Whole runs: resumed after being killed, refused, and bad input that leaves nothing behind."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from dlens_tf.errors import UserError
+from dlens_tf.training.launch import RunOptions, train_run
+from dlens_tf.training.run_folder import RunFolder
+
+# Kills itself after a step, with no chance to tidy up.
+KILLED = """
+import json, os, signal, sys
+from dlens_tf.training import trainer
+from dlens_tf.training.launch import RunOptions, train_run
+
+class Bar(trainer.tqdm):
+    def update(self, n=1):
+        super().update(n)
+        if self.n == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+trainer.tqdm = Bar
+train_run(RunOptions(**json.loads(sys.argv[1])))
+"""
+
+
+def test_killed_and_resumed_equals_uninterrupted(make_options, assert_same_run, tmp_path):
+    model = {
+        "backbone": "resnet",
+        "options": {"width": 8, "depth": 1, "stages": 2, "stem_stride": 4, "dropout": 0.3},
+    }
+
+    def options(name: str) -> RunOptions:
+        return make_options(tmp_path / name, cache="none", augmentation="rot180", model=model)
+
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(dataclasses.asdict(options("killed")))],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    lines = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == 4
+    train_run(options("killed"))
+    train_run(options("whole"))
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    models = [RunFolder(tmp_path / name).load_model() for name in ("killed", "whole")]
+    for weight, expected in zip(models[0].weights, models[1].weights, strict=True):
+        assert weight.numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+def test_same_command_again_does_no_more(finished_run, make_options, capsys, tmp_path):
+    folder = tmp_path / "again"
+    shutil.copytree(finished_run.path, folder)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    # Harmless flags may differ.
+    train_run(make_options(folder, flags={"batch_size": ["8"], "seed": ["0"], "log_every": ["5"]}))
+    assert "resumed at step 6" in capsys.readouterr().out
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"seed": ["0"], "batch_size": ["16"]}, "with --batch_size=8, not with --batch_size=16"),
+        ({"seed": ["0"]}, "with --batch_size=8, not without --batch_size"),
+        (
+            {"seed": ["0"], "batch_size": ["8"], "classes": ["axion", "cdm"]},
+            "without --classes, not with --classes=axion --classes=cdm",
+        ),
+    ],
+)
+def test_run_of_other_flags_is_refused(finished_run, make_options, flags, message):
+    with pytest.raises(UserError) as info:
+        train_run(make_options(finished_run.path, flags=flags))
+    assert f"{finished_run.path} was made {message}: choose another --run_dir" in str(info.value)
+    assert "\n" not in str(info.value)
+
+
+def test_folder_with_other_things_is_refused(make_options, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists and is not a run folder"):
+        train_run(make_options(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("below", ["", "run", "a/b/run"])
+def test_folder_that_cannot_be_made(make_options, tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(UserError, match=r"can't make .*: .*file is not a folder") as info:
+        train_run(make_options(file / below))
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", '{"targets": [', r"run\.json is damaged"),
+        ("flags.cfg", "batch_size", r"flags\.cfg is damaged"),
+    ],
+)
+def test_damaged_run_is_refused(finished_run, make_options, tmp_path, name, content, message):
+    for file in ("run.json", "flags.cfg"):
+        shutil.copy(finished_run.path / file, tmp_path / file)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        train_run(make_options(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data_dir": "nowhere"}, "build it with: python tools/build_dataset.py"),
+        ({"targets": ["log10_mass"]}, "'log10_mass' is not in this data set; valid: log10_m_axion"),
+        ({"targets": []}, "no target parameter chosen; valid: log10_m_axion"),
+        ({"classes": ["cdm"]}, "unknown class of .* 'cdm'; valid: axion"),
+        ({"batch_size": 25}, "batch_size 25 is larger than the 24 training examples"),
+        ({"augmentation": "d8"}, "unknown augmentation 'd8'; valid: none, rot180, d4, rotate"),
+        ({"strategy": "tpu"}, "unknown strategy 'tpu'; valid: one_device, mirrored"),
+        ({"model": {"backbone": "unet"}}, "unknown backbone 'unet'; valid: resnet, vit"),
+        ({"model": {"loss": "mae"}}, "unknown loss of GaussianHead 'mae'; valid: nll, beta_nll"),
+        (
+            {"model": {"backbone": "vit", "options": {"width": 10, "heads": 4}}},
+            "width 10 is not a multiple of heads 4",
+        ),
+        ({"plan": {"epochs": 1, "profile_steps": (9, 10)}}, "training has only 3 steps"),
+        ({"plan": {"epochs": 1, "clip_norm": 0.0}}, "clip_norm is 0.0, must be positive"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(make_options, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as info:
+        train_run(make_options(tmp_path / "run", **changes))
+    assert "\n" not in str(info.value)
+    assert not (tmp_path / "run").exists()

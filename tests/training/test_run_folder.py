@@ -1,0 +1,100 @@
+"""The run folder's files: what they hold, and what damage to them says."""
+
+import importlib.metadata
+import json
+import math
+import platform
+
+import pytest
+
+from dlens_tf.errors import UserError
+from dlens_tf.training.run_folder import (
+    RunFolder,
+    environment,
+    git_commit,
+    read_flags,
+    write_flags,
+    write_json,
+)
+
+
+def test_contents(finished_run, tiny_folder):
+    names = {path.name for path in finished_run.path.iterdir()}
+    assert names == {
+        "flags.cfg", "run.json", "environment.json", "checkpoints", "logs", "metrics.jsonl",
+        "model.keras",
+    }  # fmt: skip
+    config = json.loads((finished_run.path / "run.json").read_text())
+    expected = {
+        "dataset": "deeplense",
+        "config": "model_ii_instrument",
+        "data_dir": str(tiny_folder.path.parents[2]),
+        "dataset_version": "1.0.0",
+        "classes": ["axion"],
+        "targets": tiny_folder.parameters.select(["log10_m_axion", "source_x"]).to_dicts(),
+        "image_shape": [64, 64, 1],
+        "pixel_scale": 0.101,
+        "instrument": "euclid_vis_2021",
+        "recipe": "model_ii_instrument",
+        "head": "gaussian",
+        "seed": 0,
+        "training_examples": 24,
+        "num_parameters": finished_run.load_model().count_params(),
+        "git_commit": git_commit(),
+    }
+    assert {name: config[name] for name in expected} == expected
+    assert config["model"]["options"]["width"] == 8
+    written = json.loads((finished_run.path / "environment.json").read_text())
+    assert written["tensorflow"] == importlib.metadata.version("tensorflow")
+    assert written["python"] == platform.python_version()
+    assert written == environment()
+
+
+def test_open_gives_targets_and_model(finished_run):
+    run = RunFolder.open(finished_run.path)
+    assert run.targets.names == ["log10_m_axion", "source_x"]
+    assert run.load_model().input_shape == (None, 64, 64, 1)
+
+
+def test_not_a_run_folder(tmp_path):
+    with pytest.raises(UserError, match="is not a run folder"):
+        RunFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"targets": [', b"[1]", b"{}", b'{"targets": [{"name": 1}]}', b"\xff\xfe"]
+)
+def test_damaged_run_json(tmp_path, content):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"run\.json is damaged") as info:
+        RunFolder.open(tmp_path)
+    assert "\n" not in str(info.value)
+
+
+def test_no_model_yet(finished_run, tmp_path):
+    (tmp_path / "run.json").write_bytes(finished_run.config_path.read_bytes())
+    with pytest.raises(UserError, match=r"has no model\.keras yet"):
+        RunFolder.open(tmp_path).load_model()
+
+
+def test_flags_round_trip(tmp_path):
+    flags = {"classes": ["axion", "cdm"], "jit": ["true"], "data_dir": ["a b=c --d"], "e": [""]}
+    write_flags(tmp_path / "flags.cfg", flags)
+    assert read_flags(tmp_path / "flags.cfg") == flags
+
+
+@pytest.mark.parametrize("content", [b"--jit\n", b"\xff\xfe\n", b"\n"])
+def test_damaged_flags(tmp_path, content):
+    (tmp_path / "flags.cfg").write_bytes(content)
+    with pytest.raises(UserError, match=r"flags\.cfg is damaged") as info:
+        read_flags(tmp_path / "flags.cfg")
+    assert "\n" not in str(info.value)
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": math.nan})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
