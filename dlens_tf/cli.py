@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -87,6 +88,15 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         sys.exit(EXIT_ERROR)
 
 
+def _describe(tool: types.ModuleType) -> None:
+    """Makes --help speak of the tool where it isn't `__main__`, as in a console script."""
+    script = sys.modules["__main__"]
+    if tool is not script:
+        script.__doc__ = tool.__doc__
+        for flag in flags.FLAGS.get_key_flags_for_module(tool):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
+
 def program(main: Callable[[Sequence[str]], int | None]) -> Callable[[], None]:
     """Wraps a tool's `main` into a function for `__main__` and console scripts.
 
@@ -114,6 +124,7 @@ def program(main: Callable[[Sequence[str]], int | None]) -> Callable[[], None]:
             return EXIT_INTERRUPTED
 
     def entry() -> None:
+        _describe(sys.modules[main.__module__])
         app.run(guarded, flags_parser=_parse_flags)
 
     return entry

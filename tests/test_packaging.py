@@ -147,4 +147,4 @@ def test_console_scripts_answer_from_another_folder(installed, tmp_path):
         assert done.stdout.startswith(synopsis)
         for flag in re.findall(r'DEFINE_\w+\(\s*"(\w+)"', tool.read_text()):
             assert re.search(rf"--(\[no\])?{flag}:", done.stdout), f"{script.name}: {flag}"
-        assert done.stderr == ""
+        assert (done.returncode, done.stderr) == (0, "")

@@ -91,11 +91,11 @@ def test_average_of_weights(make_trainer, at_step, tmp_path):
         momenta.append(momentum)
         for average, value in zip(expected, trainer.model.trainable_variables, strict=True):
             average[...] = momentum * average + (1 - momentum) * value.numpy()
+        _assert_all_close(_values(trainer.averaged.trainable_variables), expected, atol=1e-6)
 
     at_step(follow)
     trainer.fit()
     assert momenta[0] == pytest.approx(1 / 11) and momenta[-1] == 0.3 and len(momenta) == 12
-    _assert_all_close(_values(trainer.averaged.trainable_variables), expected, atol=1e-6)
     difference = max(
         np.abs(v - e).max()
         for v, e in zip(_values(trainer.model.trainable_variables), expected, strict=True)
