@@ -312,11 +312,13 @@ class Trainer:
     def _check_finite(self) -> None:
         """Raises a `UserError` unless loss and gradients since the last log line are finite."""
         if not np.all(np.isfinite(self._state["window"].numpy())):
-            raise UserError(
-                f"loss or gradient is not finite by step {self.step}: look for bad images, or "
-                "train in another --run_dir with a lower --learning_rate; "
-                f"the last good checkpoint of {self._run.path} is kept"
-            )
+            raise self._not_finite("loss or gradient")
+
+    def _not_finite(self, what: str) -> UserError:
+        return UserError(
+            f"{what} is not finite by step {self.step}: look for bad images, or train in another "
+            f"--run_dir with a lower --learning_rate; what {self._run.path} holds is still good"
+        )
 
     def _log_training(self, logger: RunLogger | None, bar: tqdm, step: int, rate: float) -> None:
         """Writes the means since the last log line, and starts a new window."""
@@ -357,11 +359,7 @@ class Trainer:
         """Validates, writes pictures, keeps the best model, and decides on stopping."""
         metrics, outputs = self.validate()
         if not finite(metrics):
-            raise UserError(
-                f"the validation loss is not finite at step {step}: look for bad images, or train "
-                "in another --run_dir with a lower --learning_rate; "
-                f"the last good checkpoint of {self._run.path} is kept"
-            )
+            raise self._not_finite("the validation loss")
         if metrics["loss"] < self.best_loss:
             self._state["best_loss"].assign(metrics["loss"])
             self._state["stale"].assign(0)
