@@ -9,17 +9,22 @@ This module and all that it imports are free of TensorFlow, so that spawned work
 about a second.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 
+from dlens_tf.errors import UserError
 from dlens_tf.simulation.recipes import CLASSES, get_recipe
 from dlens_tf.simulation.simulator import SIMULATOR_VERSION, simulate
 
@@ -96,9 +101,49 @@ def _simulate_to_file(task: tuple[Block, str]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _ignore_interrupts() -> None:
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _start_worker() -> None:
     # Ctrl-C goes to the whole process group; the parent alone should answer it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A parent that is killed can't end its workers, so they watch it.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _run_tasks(tasks: Sequence[tuple[Block, str]], workers: int) -> Iterator[int]:
+    """Runs tasks on spawned processes; yields the sizes of their blocks in order.
+
+    However it ends, no process is left.
+    """
+    # Spawned rather than forked: TensorFlow's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, context, _start_worker)
+    waiting = iter(tasks)
+    running = collections.deque()
+    try:
+        for task, _ in zip(waiting, range(2 * workers), strict=False):
+            running.append((task, pool.submit(_simulate_to_file, task)))
+        while running:
+            (block, _), future = running.popleft()
+            future.result()
+            task = next(waiting, None)
+            if task is not None:
+                running.append((task, pool.submit(_simulate_to_file, task)))
+            yield len(block)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a simulating process died (out of memory?); the same command goes on from here, "
+            "and with fewer --workers it takes less memory"
+        ) from error
+    finally:
+        # All are idle after success; otherwise nobody waits for their blocks any more.
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
 
 
 def run_blocks(blocks: Sequence[Block], folder: Path, workers: int) -> Iterator[int]:
@@ -108,6 +153,9 @@ def run_blocks(blocks: Sequence[Block], folder: Path, workers: int) -> Iterator[
       blocks: what to simulate.
       folder: where block files are kept; made if missing.
       workers: processes; 1 simulates in this process.
+
+    Raises:
+      UserError: if one of the processes is killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob("*.partial"):
@@ -123,15 +171,11 @@ def run_blocks(blocks: Sequence[Block], folder: Path, workers: int) -> Iterator[
             _simulate_to_file(task)
             yield len(task[0])
         return
-    # Spawned rather than forked: TensorFlow's threads do not survive a fork. One thread each:
-    # the processes already fill the cores.
+    # One thread each: the processes already fill the cores.
     saved = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     try:
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(min(workers, len(todo)), initializer=_ignore_interrupts) as pool:
-            for (block, _), _ in zip(todo, pool.imap(_simulate_to_file, todo), strict=True):
-                yield len(block)
+        yield from _run_tasks(todo, min(workers, len(todo)))
     finally:
         for name, value in saved.items():
             if value is None:

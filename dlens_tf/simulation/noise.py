@@ -12,7 +12,7 @@ from scipy import stats
 from dlens_tf.simulation.recipes import Recipe
 
 DEEPLENSE_BACKGROUND_RMS = 0.01
-"""Model I's background noise, in its flux unit (RECIPE: N(0, 0.01²))."""
+"""Model I's background noise, in its flux unit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,7 @@ class NoisyImage:
       image: float64 [H, W], in the recipe's flux unit.
       exposure_time: seconds (Model I: its own unit).
       background_rms: noise of a pixel without source, in the image's unit; 0 without noise.
+        For Model I that of the Gaussian background, before counts are cut at zero.
       snr: matched-filter signal-to-noise; None without noise.
     """
 

@@ -339,7 +339,7 @@ RECIPES: dict[str, Recipe] = {
             "model_iii",
             "Model III made physical: 64×64 HST F160W, macro-model and source free",
             64,
-            "hst_wfc3_f160w",
+            "hst_wfc3_f160w_native_psf",
             supersampling=4,
         ),
     ]
