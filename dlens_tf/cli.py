@@ -6,6 +6,7 @@ TensorFlow inside `main`, so that `--help` answers at once.
 
 import importlib.abc
 import importlib.util
+import logging as log_records
 import os
 import sys
 import tempfile
@@ -63,6 +64,13 @@ class _SilentImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                 os.close(screen)
 
 
+class _Formatter(log_records.Formatter):
+    """Writes log lines as the tools write errors: "warning: …"."""
+
+    def format(self, record: log_records.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {super().format(record)}"
+
+
 def quiet_tensorflow() -> None:
     """Keeps TensorFlow's start-up messages off the screen; to be called before it is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -72,17 +80,31 @@ def quiet_tensorflow() -> None:
         # Stops TensorFlow from looking, and complaining, where there is no NVIDIA driver.
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().setFormatter(_Formatter())
     silenced = any(isinstance(finder, _SilentImport) for finder in sys.meta_path)
     if "tensorflow" not in sys.modules and not silenced:
         sys.meta_path.insert(0, _SilentImport("tensorflow"))
 
 
+def _flush_to_reader() -> None:
+    """Flushes stdout; a reader that has gone, as in `--help | head`, is no failure."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer would fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    except SystemExit:
+    except (SystemExit, BrokenPipeError):
         # absl exits with status 1 after it has answered --help, which is no failure.
+        _flush_to_reader()
         sys.exit(0)
+    except UnicodeDecodeError:
+        print("error: the file given by --flagfile is not a text file", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
     except flags.Error as error:
         print(f"error: {error}; see --help", file=sys.stderr)
         sys.exit(EXIT_ERROR)

@@ -2,12 +2,12 @@
 
 A `Parameter` says what a number means; a `ParameterSet` is an ordered selection of them with
 the priors of one recipe. Simulation draws from it, TFDS features and targets are named by it,
-heads standardise with it, augmentation turns labels by it, and plots, metrics and the served
-manifest take their names and units from it.
+heads take their scales, periods and first answer from it, augmentation turns labels by it, and
+plots, metrics and the served manifest take their names and units from it.
 
 Example:
     >>> targets = recipe.parameters.select(["log10_m_axion"])
-    >>> targets.standardise(values)            # [N, P] to mean 0, standard deviation 1 (prior)
+    >>> targets.means, targets.stds            # of the prior, each [P]
 """
 
 import dataclasses
@@ -300,11 +300,3 @@ class ParameterSet:
     def supports(self) -> np.ndarray:
         """Prior ranges, float64 [P, 2]."""
         return np.array([p.prior.support for p in self])
-
-    def standardise(self, values):
-        """[..., P] in physical units to mean 0 and standard deviation 1 under the prior."""
-        return (values - self.means) / self.stds
-
-    def restore(self, values):
-        """The inverse of `standardise`."""
-        return values * self.stds + self.means

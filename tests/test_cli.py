@@ -21,6 +21,10 @@ def main(argv):
         case "interrupt": raise KeyboardInterrupt
         case "full": raise OSError(errno.ENOSPC, "No space left on device", "/some/file")
         case "defect": raise ZeroDivisionError("defect")
+        case "warning":
+            from absl import logging
+            logging.info("told to nobody")
+            logging.warning("%d lenses", 3)
         case "tensorflow":
             import tensorflow
             print(tensorflow.__name__)
@@ -49,11 +53,29 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         ),
         (["--colour=red"], 2, "error: Unknown command line flag 'colour'; see --help"),
         (["--outcome=good"], 0, ""),
+        (["--outcome=warning"], 0, "warning: 3 lenses"),
     ],
 )
 def test_outcomes(arguments, status, message):
     done = run(*arguments)
     assert (done.returncode, done.stderr.strip(), done.stdout) == (status, message, "")
+
+
+def test_binary_flagfile(tmp_path):
+    (tmp_path / "x.flags").write_bytes(b"\x93NUMPY\xff\xfe")
+    done = run(f"--flagfile={tmp_path / 'x.flags'}")
+    message = "error: the file given by --flagfile is not a text file\n"
+    assert (done.returncode, done.stderr, done.stdout) == (2, message, "")
+
+
+def test_help_whose_reader_has_gone():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "--help"], stdout=writer, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_defects_keep_their_traceback():

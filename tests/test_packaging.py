@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -70,6 +71,31 @@ def installed(wheel, tmp_path_factory) -> Path:
     # install of the checkout stays out of sight.
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     return folder
+
+
+def test_source_distribution_is_whole(tmp_path):
+    copy = tmp_path / "source"
+    not_sources = {".git", ".venv", "build", "dist", "data", "runs", "shared", "saved_models"}
+
+    def ignore(folder, names):
+        ours = not_sources if Path(folder) == ROOT else set()
+        return {n for n in names if n in ours or "cache" in n or n.endswith(".egg-info")}
+
+    shutil.copytree(ROOT, copy, ignore=ignore)
+    (copy / "saved_models" / "a").mkdir(parents=True)
+    (copy / "saved_models" / "a" / "model.keras").write_text("x")
+    code = "import setuptools.build_meta as backend; print(backend.build_sdist('dist'))"
+    name = run(sys.executable, "-c", code, cwd=copy).stdout.splitlines()[-1]
+    with tarfile.open(copy / "dist" / name) as archive:
+        members = {m.name.split("/", 1)[1] for m in archive.getmembers() if m.isfile()}
+    expected = {
+        p.relative_to(copy).as_posix()
+        for p in copy.rglob("*")
+        if p.is_file() and p.suffix != ".pyc" and not p.is_relative_to(copy / "dist")
+    }
+    left_out = {n for n in expected - members if ".egg-info/" not in n}
+    assert left_out <= {".gitignore", "saved_models/a/model.keras"}
+    assert "saved_models/a/model.keras" in left_out
 
 
 def test_only_our_own_name_is_installed(members):

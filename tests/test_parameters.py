@@ -62,14 +62,6 @@ def test_set_survives_json(parameters):
     assert ParameterSet.from_dicts(json.loads(json.dumps(parameters.to_dicts()))) == parameters
 
 
-def test_standardise_and_restore_are_inverse(parameters):
-    free = parameters.free
-    values = np.array([[-23.7, 0.2], [-22.1, -0.4]])
-    standard = free.standardise(values)
-    np.testing.assert_allclose(standard[0], [-0.7 / (2 / math.sqrt(12)), 0.5])
-    np.testing.assert_allclose(free.restore(standard), values)
-
-
 def test_arrays_are_in_order(parameters):
     assert parameters.names == ["log10_m_axion", "theta_E", "e1"]
     np.testing.assert_allclose(parameters.means, [-23.0, 1.3, 0.1])

@@ -1,6 +1,6 @@
 """Simulates a data set and writes it as sharded TFRecords that `tfds.load` reads.
 
-    python tools/build_dataset.py --dataset=deeplense --config=model_ii_instrument \
+    python tools/build_dataset.py --dataset=deeplense --config=model_ii_instrument \\
         --data_dir=data --num_examples=2000 --workers=2
 
 The same command after an interruption goes on where it stopped and gives the same bytes.
@@ -29,13 +29,13 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("num_shards", 8, "TFRecord files per split.", lower_bound=1)
 flags.DEFINE_integer("workers", 2, "Processes that simulate.", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "Seed of the simulation.", lower_bound=0)
+flags.DEFINE_integer("seed", 0, "Seed of the simulation.", lower_bound=0, upper_bound=2**63 - 1)
 flags.DEFINE_bool("overwrite", False, "Build again where a data set exists already.")
 
 
 def main(argv):
     del argv
-    cli.require(config=FLAGS.config)
+    cli.require(config=FLAGS.config, data_dir=FLAGS.data_dir)
     sizes = {
         "train": FLAGS.num_examples,
         "validation": FLAGS.num_validation or max(1, FLAGS.num_examples // 10),

@@ -28,17 +28,19 @@ ROWS_SHOWN = 10
 
 def main(argv):
     del argv
-    cli.require(model=FLAGS.model, images=FLAGS.images, output=FLAGS.output)
+    patterns = [pattern for pattern in FLAGS.images if pattern]  # "a.npy," has an empty one
+    cli.require(model=FLAGS.model, images=patterns, output=FLAGS.output)
     # All input is checked before TensorFlow is imported.
     from dlens_tf.inference.bundle import Manifest, find_bundle
     from dlens_tf.io.catalogues import Column, check_catalogue_path, write_catalogue
-    from dlens_tf.io.files import expand_patterns
+    from dlens_tf.io.files import check_not_input, expand_patterns
     from dlens_tf.io.images import read_images
 
-    check_catalogue_path(FLAGS.output)
+    output = check_catalogue_path(FLAGS.output)
     bundle = find_bundle(FLAGS.model)
     manifest = Manifest.read(bundle)
-    paths = expand_patterns(FLAGS.images)
+    paths = expand_patterns(patterns)
+    check_not_input(output, paths)
     lenses = read_images(
         paths,
         manifest.image,
@@ -49,12 +51,12 @@ def main(argv):
     )
     from dlens_tf.inference.predictor import Predictor
 
-    predictor = Predictor.load(bundle)
-    posterior = predictor.predict(
-        lenses.images, FLAGS.batch_size, progress=len(lenses) > FLAGS.batch_size
+    names = [f"{file}[{index}]" for file, index in zip(lenses.files, lenses.indices, strict=True)]
+    posterior = Predictor.load(bundle).predict(
+        lenses.images, FLAGS.batch_size, progress=len(lenses) > FLAGS.batch_size, names=names
     )
     write_catalogue(
-        FLAGS.output,
+        output,
         [Column("file", lenses.files), Column("index", lenses.indices), *posterior.columns()],
         meta={
             "model": str(bundle),
@@ -64,10 +66,10 @@ def main(argv):
         },
     )
     for row in range(min(len(lenses), ROWS_SHOWN)):
-        print(f"{lenses.files[row]}[{lenses.indices[row]}]  {posterior.describe(row)}")
+        print(f"{names[row]}  {posterior.describe(row)}")
     if len(lenses) > ROWS_SHOWN:
         print(f"… and {len(lenses) - ROWS_SHOWN} more")
-    print(f"wrote {FLAGS.output}")
+    print(f"wrote {output}")
 
 
 entry = cli.program(main)

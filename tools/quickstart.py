@@ -3,11 +3,14 @@
     python tools/quickstart.py --work_dir=runs/quickstart
 
 Runs the tools one after the other, printing each command before it runs: they are what you
-would type by hand. An interrupted quickstart goes on where it stopped.
+would type by hand. An interrupted quickstart goes on where it stopped. It fails if the model is no
+better than the baselines, or worse than a trained one should be.
 """
 
 import csv
+import json
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -29,14 +32,23 @@ FLAGFILE = "configs/quickstart.flags"
 CONFIG = "model_ii_instrument"
 TARGET = "log10_m_axion"
 SHOWN = 8
+LARGEST_MAE = 0.18
+"""Of a model trained with this tool's defaults, in dex; one that learnt nothing has 0.5."""
 
 
 def _run(title: str, tool: str, *arguments: str) -> None:
     """Announces and runs one tool; its own output is shown as it comes."""
     print(f"\n== {title}\n$ python tools/{tool}.py {' '.join(arguments)}", flush=True)
     command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *arguments]
-    status = subprocess.run(command, cwd=ROOT, check=False).returncode
-    if status == cli.EXIT_INTERRUPTED:
+    # The terminal sends Ctrl-C to the tool as well, which needs time to save; so wait for it. A
+    # handler, unlike SIG_IGN, is not inherited.
+    received = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    try:
+        status = subprocess.Popen(command, cwd=ROOT).wait()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if received or status in (cli.EXIT_INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
     if status != 0:
         raise UserError(f"tools/{tool}.py failed with status {status}; see above")
@@ -65,10 +77,28 @@ def _print_comparison(predictions: Path, truth: list[float]) -> None:
         print(f"{i:>6}  {value:7.2f}   {mean:7.2f} ± {stddev:.2f}")
 
 
-def main(argv):
-    del argv
+def _check_learned(evaluation: Path, largest_mae: float | None) -> None:
+    """Raises a `UserError` if the model is not better than the baselines and `largest_mae`."""
+    rows = json.loads(evaluation.read_text())["parameters"][TARGET]["rows"]
+    mae = {row["kind"]: row["metrics"]["mae"]["value"] for row in rows}
+    for kind in ("centre", "linear"):
+        if not mae["model"] < mae[kind]:
+            raise UserError(
+                f"the model learnt nothing: its MAE of {mae['model']:.3f} is not below the "
+                f"{mae[kind]:.3f} of the baseline '{kind}'; see {evaluation}"
+            )
+    if largest_mae is not None and mae["model"] > largest_mae:
+        raise UserError(
+            f"the model's MAE is {mae['model']:.3f}, expected at most {largest_mae}; "
+            f"see {evaluation}"
+        )
+
+
+def _quickstart() -> None:
     if not (ROOT / FLAGFILE).is_file():
         raise UserError(f"{ROOT / FLAGFILE} is missing: the quickstart runs from a checkout")
+    from dlens_tf.inference import bundle
+
     start = time.monotonic()
     work_dir = Path(FLAGS.work_dir).absolute()
     data_dir, run_dir = work_dir / "data", work_dir / "cnn"
@@ -91,7 +121,7 @@ def main(argv):
         *FLAGS.train_flags,
     )
     _run("3 of 5: evaluate on the test split", "evaluate", f"--run_dir={run_dir}")
-    if not (run_dir / "export").is_dir():
+    if not bundle.versions(run_dir / "export"):
         _run("4 of 5: export for serving", "export", f"--run_dir={run_dir}")
     truth = _write_examples(data_dir, images)
     _run(
@@ -109,6 +139,19 @@ def main(argv):
     print(f"report:      {run_dir / 'evaluation' / 'test.html'}")
     print(f"model:       {run_dir / 'export'}")
     print(f"TensorBoard: tensorboard --logdir {run_dir}")
+    if not FLAGS.train_flags:
+        defaults = FLAGS.num_examples == FLAGS["num_examples"].default
+        _check_learned(run_dir / "evaluation" / "test.json", LARGEST_MAE if defaults else None)
+
+
+def main(argv):
+    del argv
+    try:
+        _quickstart()
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where it stopped")
+        return cli.EXIT_INTERRUPTED
+    return 0
 
 
 entry = cli.program(main)

@@ -72,7 +72,9 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
     "patience", 0, "Epochs without improvement before stopping; 0: never.", lower_bound=0
 )
-flags.DEFINE_integer("seed", 0, "Seed of weights, order and augmentation.", lower_bound=0)
+flags.DEFINE_integer(
+    "seed", 0, "Seed of weights, order and augmentation.", lower_bound=0, upper_bound=2**32 - 1
+)
 flags.DEFINE_bool("deterministic", False, "Same bits every time, at some cost in speed.")
 # Run.
 flags.DEFINE_string("run_dir", None, "Folder of the run.")
@@ -126,6 +128,8 @@ def run_options():
     front_end_options = {}
     if FLAGS.front_end == "smooth_residual":
         front_end_options = {"crop": FLAGS.crop, "binning": FLAGS.binning}
+    elif FLAGS.crop is not None or FLAGS.binning != 1:
+        raise UserError("--crop and --binning need --front_end=smooth_residual")
     own_flags = FLAGS.get_key_flags_for_module(sys.modules[__name__])
     return RunOptions(
         dataset=FLAGS.dataset,
@@ -184,7 +188,7 @@ def _texts(flag: flags.Flag) -> list[str]:
 
 def main(argv):
     del argv
-    cli.require(config=FLAGS.config, run_dir=FLAGS.run_dir)
+    cli.require(config=FLAGS.config, run_dir=FLAGS.run_dir, data_dir=FLAGS.data_dir)
     options = run_options()
     from dlens_tf.training.launch import train_run
     from dlens_tf.training.trainer import Interrupted

@@ -1,8 +1,10 @@
 """TFDS builder of the DeepLense data sets: simulated here, nothing is downloaded."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +17,9 @@ from dlens_tf.errors import UserError
 from dlens_tf.simulation import catalogue, generate
 from dlens_tf.simulation.recipes import CLASSES
 from dlens_tf.simulation.simulator import SIMULATOR_VERSION
+
+# Another version of these may round otherwise.
+_LIBRARIES = ("lenstronomy", "numpy", "scipy")
 
 
 class DeepLenseConfig(tfds.core.BuilderConfig):
@@ -130,7 +135,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return self.dataset_info_from_configs(
             features=features,
             homepage="https://github.com/ML4SCI/DeepLense",
-            metadata=tfds.core.MetadataDict({**self.provenance, "dlens_tf_version": __version__}),
+            metadata=tfds.core.MetadataDict(
+                {
+                    **self.provenance,
+                    "dlens_tf_version": __version__,
+                    "library_versions": {name: version(name) for name in _LIBRARIES},
+                }
+            ),
         )
 
     def _split_generators(self, dl_manager):
@@ -152,10 +163,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         """One pool for all splits; blocks of an interrupted run are not simulated again."""
         total = sum(len(block) for block in blocks)
         done, start = 0, time.monotonic()
-        for size in generate.run_blocks(blocks, self.blocks_dir, self._workers):
-            done += size
-            if self._progress is not None:
-                self._progress(done, total, done / max(time.monotonic() - start, 1e-9))
+        run = generate.run_blocks(blocks, self.blocks_dir, self._workers)
+        with contextlib.closing(run) as sizes:
+            for size in sizes:
+                done += size
+                if self._progress is not None:
+                    self._progress(done, total, done / max(time.monotonic() - start, 1e-9))
 
     def _examples(self, blocks: list[generate.Block]) -> Iterator[tuple[str, dict[str, Any]]]:
         for block in blocks:

@@ -100,7 +100,7 @@ def _batches(
             yield {key: values[:size] for key, values in batch.items()}
             done += size
             bar.update(size)
-            if done == total:
+            if done == limit:  # otherwise to the end, where lost records are noticed
                 break
 
 
@@ -284,7 +284,12 @@ def _evaluate_parameter(
 
 
 def _notes(
-    recipe_name: str, recipe: Recipe | None, targets: ParameterSet, has_snr: bool, num_fit: int
+    recipe_name: str,
+    recipe: Recipe | None,
+    targets: ParameterSet,
+    has_snr: bool,
+    num_fit: int,
+    front_end: str,
 ) -> list[str]:
     """What the reader should know about the table."""
     notes = [
@@ -293,6 +298,12 @@ def _notes(
         f"{num_fit} training images; its predictions are kept to the prior range, and its "
         "deviation is the rms of its residuals there. The prior's centre has the prior's deviation."
     ]
+    if front_end == "smooth_residual":
+        notes.append(
+            "The model's smooth_residual front end is given the recipe's fixed macro-model of lens "
+            "and source, which published networks and the other baselines are not; its numbers "
+            "say nothing about real lenses."
+        )
     if recipe is None:
         notes.append(
             f"The recipe '{recipe_name}' is unknown to this version of dlens_tf: published "
@@ -429,7 +440,9 @@ def evaluate_run(
     num = len(predictions.truth)
     centre, linear = baselines.predict_centre(targets, num), fit.predict(predictions.statistics)
     has_stddev = predictions.stddev is not None
-    description = f"{config['model']['backbone']} with {config['head']} head"
+    front_end = config["model"].get("front_end", "flux")
+    backbone = config["model"].get("backbone", "model")
+    description = f"{backbone} with {front_end} front end and {config['head']} head"
     entries = {}
     for i, parameter in enumerate(targets):
 
@@ -486,7 +499,12 @@ def evaluate_run(
         "bootstrap": {"resamples": metrics.RESAMPLES, "seed": seed},
         "parameters": entries,
         "notes": _notes(
-            config["recipe"], recipe, targets, predictions.snr is not None, fit.num_images
+            config["recipe"],
+            recipe,
+            targets,
+            predictions.snr is not None,
+            fit.num_images,
+            front_end,
         ),
     }
     figures = _draw(

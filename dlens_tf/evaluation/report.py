@@ -6,7 +6,6 @@ paper. Every text is escaped: names may come from files.
 
 import base64
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import jinja2
 import numpy as np
 
 from dlens_tf.evaluation.metrics import MEANINGS, TITLES, Estimate
+from dlens_tf.io.files import atomic_write
 from dlens_tf.training.run_folder import write_json
 
 UNITLESS = ("r2", "nll", "coverage_68", "coverage_95")
@@ -38,17 +38,14 @@ def format_estimate(estimate: Estimate | None) -> str:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name, then renames."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with atomic_write(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes an .npz under a temporary name, then renames; never pickles."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with atomic_write(path) as partial, open(partial, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-    os.replace(partial, path)
 
 
 def metric_names(metrics: Mapping[str, Estimate]) -> list[str]:
@@ -135,9 +132,10 @@ def write_report(
     """Writes everything below `folder`; returns the page's path.
 
     `<split>/predictions.npz`, `<split>/<parameter>_<plot>.png`, `<split>.html` and, last, so that
-    it stands only for a whole report, `<split>.json`.
+    it stands only for a whole report, `<split>.json`. An earlier one is removed first.
     """
     (folder / split).mkdir(parents=True, exist_ok=True)
+    (folder / f"{split}.json").unlink(missing_ok=True)
     write_arrays(folder / split / "predictions.npz", predictions)
     for name, plots in figures.items():
         for plot, png in plots.items():

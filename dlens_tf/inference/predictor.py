@@ -5,6 +5,7 @@ Example:
     >>> predictor.predict(images).quantiles()          # [N, P, Q], in physical units
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,11 @@ class Predictor:
         return cls(bundle, manifest, tf.saved_model.load(str(bundle)))
 
     def predict(
-        self, images: np.ndarray, batch_size: int = 64, progress: bool = False
+        self,
+        images: np.ndarray,
+        batch_size: int = 64,
+        progress: bool = False,
+        names: Sequence[str] | None = None,
     ) -> Posterior:
         """Posterior of each image.
 
@@ -58,9 +63,11 @@ class Predictor:
             flux in the unit of the model's instrument.
           batch_size: images that go through the network together.
           progress: whether to show a bar on a terminal.
+          names: what messages call each image; None takes "image 0" and so on.
 
         Raises:
-          UserError: if type, shape or values of the images do not fit the model.
+          UserError: if type, shape or values of the images do not fit the model, or the model
+            has no finite answer for one.
         """
         if batch_size < 1:
             raise UserError(f"batch size must be at least 1, not {batch_size}")
@@ -71,8 +78,26 @@ class Predictor:
             for start in range(0, len(images), batch_size):
                 batch = images[start : start + batch_size]
                 outputs = self._signature(image=tf.constant(batch))
-                batches.append({name: value.numpy() for name, value in outputs.items()})
+                outputs = {name: value.numpy() for name, value in outputs.items()}
+                _check_outputs(outputs, start, names)
+                batches.append(outputs)
                 bar.update(len(batch))
         mean = np.concatenate([b["mean"] for b in batches])
         stddev = np.concatenate([b["stddev"] for b in batches]) if "stddev" in batches[0] else None
         return Posterior(self.manifest.parameters, mean, stddev)
+
+
+def _check_outputs(outputs: dict[str, np.ndarray], start: int, names: Sequence[str] | None) -> None:
+    """Raises a `UserError` naming the first image whose posterior is none."""
+    for output in ("mean", "stddev"):
+        values = outputs.get(output)
+        if values is None:
+            continue
+        good = np.isfinite(values) if output == "mean" else np.isfinite(values) & (values > 0.0)
+        if not good.all():
+            row = int(np.argmin(good.all(axis=-1)))
+            name = f"image {start + row}" if names is None else names[start + row]
+            raise UserError(
+                f"{name}: the model's {output} is {values[row][~good[row]][0]}; the image is "
+                "unlike those that it was trained on, leave it out"
+            )

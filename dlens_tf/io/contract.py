@@ -64,7 +64,7 @@ class ImageContract:
             raise UserError(
                 f"{where}: values are of type {array.dtype}; an image needs float or integer values"
             )
-        images = array.reshape(self._batch_shape(array.shape, where))
+        images = array.reshape(self.batch_shape(array.shape, where))
         with np.errstate(over="ignore"):
             converted = np.array(images, dtype=np.float32, order="C")
         finite = np.isfinite(converted)
@@ -79,7 +79,8 @@ class ImageContract:
             )
         return converted
 
-    def _batch_shape(self, shape: tuple[int, ...], where: str) -> tuple[int, ...]:
+    def batch_shape(self, shape: tuple[int, ...], where: str) -> tuple[int, ...]:
+        """The [N, H, W, C] that an array's shape means; a `UserError` if it does not fit."""
         one_channel = self.shape[-1] == 1
         if shape == self.shape or (one_channel and shape == self.shape[:2]):
             return (1, *self.shape)

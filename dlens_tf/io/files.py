@@ -61,6 +61,13 @@ def check_writable(path: Path) -> None:
         raise UserError(f"can't write {path}: no permission to write to {path.parent}")
 
 
+def check_not_input(path: Path, inputs: Iterable[Path]) -> None:
+    """Raises a `UserError` if writing `path` would replace one of the files just read."""
+    for source in inputs:
+        if path.exists() and path.samefile(source):
+            raise UserError(f"can't write {path}: it is one of the inputs; name another file")
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`, and renames it when the block succeeds.

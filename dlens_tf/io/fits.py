@@ -1,7 +1,7 @@
 """Images in FITS files, plain or compressed."""
 
+import re
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,9 @@ from astropy.utils.exceptions import AstropyUserWarning
 from dlens_tf.errors import UserError
 from dlens_tf.io.contract import PIXEL_SCALE_TOLERANCE, RawImages
 from dlens_tf.io.files import one_line
+
+_LINEAR_KEYWORD = re.compile(r"(CTYPE|CUNIT|CDELT|CROTA)[12]|(CD|PC)[12]_[12]")
+_CELESTIAL = re.compile(r"((?:RA--|DEC-|.LON|.LAT|..LN|..LT)-).*")
 
 
 def read_fits(path: Path, hdu: str | None = None, channels: int = 1) -> RawImages:
@@ -42,7 +45,9 @@ def read_fits(path: Path, hdu: str | None = None, channels: int = 1) -> RawImage
                 image, note = _find(hdus, hdu, path)
                 array = np.asarray(image.data)
                 scale = _pixel_scale(image.header, hdus[0].header, path)
-    except (OSError, EOFError, TypeError, ValueError, zlib.error, AstropyUserWarning) as error:
+    except UserError:
+        raise
+    except Exception as error:  # damage shows in many ways inside astropy and CFITSIO
         raise UserError(f"{path}: not a whole FITS file: {one_line(error)}") from error
     if array.ndim == 3 and channels > 1:
         array = np.moveaxis(array, 0, -1)
@@ -71,17 +76,40 @@ def _find(hdus: fits.HDUList, name: str | None, path: Path):
     )
 
 
+def _linear_coordinates(header: fits.Header) -> wcs.WCS:
+    """The linear part of an image's first two world coordinates.
+
+    The pixel scale is that of the reference point. Distortions (SIP, lookup tables, D2IM) and
+    projections leave it as it is, but may refer to tables that are not in the file.
+    """
+    linear = fits.Header()
+    for card in header.cards:
+        if _LINEAR_KEYWORD.fullmatch(card.keyword):
+            value = card.value
+            if card.keyword.startswith(("CTYPE", "CUNIT")):
+                value = _CELESTIAL.sub(r"\1TAN", str(value))
+            elif isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{card.keyword} is not a number: {value!r}")
+            linear[card.keyword] = value
+    return wcs.WCS(linear, naxis=2)
+
+
 def _pixel_scale(header: fits.Header, primary: fits.Header, path: Path) -> float | None:
     """Arcsec per pixel, or None."""
-    # naxis leaves out the wavelength axis of a cube.
-    coordinates = wcs.WCS(header, naxis=2)
     try:
-        to_arcsec = [units.Unit(unit).to(units.arcsec) for unit in coordinates.wcs.cunit]
-    except units.UnitConversionError:  # not on the sky
-        to_arcsec = None
-    if to_arcsec is not None:
-        matrix = np.array(to_arcsec)[:, np.newaxis] * coordinates.pixel_scale_matrix
+        coordinates = _linear_coordinates(header)
+        matrix = coordinates.pixel_scale_matrix
+        cunit = [units.Unit(unit) for unit in coordinates.wcs.cunit]
+    except Exception as error:  # wcslib and the unit parser have many
+        raise UserError(f"{path}: its world coordinates are unusable: {one_line(error)}") from error
+    if all(unit.is_equivalent(units.arcsec) for unit in cunit):  # else not on the sky
+        matrix = np.array([unit.to(units.arcsec) for unit in cunit])[:, np.newaxis] * matrix
         x, y = np.hypot(*matrix)
+        if not abs(np.linalg.det(matrix)) > 1e-6 * x * y:  # NaN fails too
+            raise UserError(
+                f"{path}: its world coordinates are unusable: pixels without an area, "
+                f"{x:.4g}×{y:.4g} arcsec"
+            )
         if abs(x / y - 1.0) > PIXEL_SCALE_TOLERANCE:
             raise UserError(f"{path}: pixels are not square, {x:.4g}×{y:.4g} arcsec")
         return float(np.sqrt(x * y))

@@ -54,7 +54,9 @@ def _format_of(path: Path) -> str:
     raise UserError(f"{path}: unknown kind of image file; valid: {', '.join(_FORMATS)}")
 
 
-def _read(path: Path, channels: int, hdf5_dataset: str | None, fits_hdu: str | None) -> RawImages:
+def _read(
+    path: Path, contract: ImageContract, hdf5_dataset: str | None, fits_hdu: str | None
+) -> RawImages:
     check_readable(path)
     match _format_of(path):
         case "npy":
@@ -64,11 +66,11 @@ def _read(path: Path, channels: int, hdf5_dataset: str | None, fits_hdu: str | N
         case "hdf5":
             from dlens_tf.io.hdf5 import read_hdf5
 
-            return read_hdf5(path, hdf5_dataset)
+            return read_hdf5(path, hdf5_dataset, contract)
         case _:
             from dlens_tf.io.fits import read_fits
 
-            return read_fits(path, fits_hdu, channels)
+            return read_fits(path, fits_hdu, contract.shape[-1])
 
 
 def read_images(
@@ -102,7 +104,7 @@ def read_images(
     noted = False  # one note stands for all files
     hide = None if progress else True  # None hides it where there is no terminal
     for path in tqdm([Path(p) for p in paths], "read", unit="file", disable=hide):
-        raw = _read(path, contract.shape[-1], hdf5_dataset, fits_hdu)
+        raw = _read(path, contract, hdf5_dataset, fits_hdu)
         if raw.note and not noted:
             logging.warning("%s", raw.note)
             noted = True

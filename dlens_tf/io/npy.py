@@ -36,5 +36,7 @@ def read_npy(path: Path) -> RawImages:
                 if 0 in shape:
                     return RawImages(np.zeros(shape, dtype))  # an empty file can't be mapped
         return RawImages(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, EOFError, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged header fails in many ways inside numpy
         raise UserError(f"{path}: not a whole .npy file: {one_line(error)}") from error

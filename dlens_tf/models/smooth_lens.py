@@ -3,8 +3,8 @@
 In a recipe with a fixed macro-model only the source's position, and in Model I the exposure,
 change the smooth image. `SmoothLensResidual` fits them to each image by Gauss–Newton steps
 inside the graph and hands on the whitened residual, in which substructure stands out, beside
-the image and the fitted smooth model. It knows the recipe's macro-model: right for the legacy
-data sets, whose training images reveal it, and of no use for lenses with a free macro-model.
+the image and the fitted smooth model. It knows the recipe's macro-model: right for the noisy
+legacy recipes, whose training images reveal it, and of no use for lenses with a free macro-model.
 """
 
 import math
@@ -14,7 +14,6 @@ import numpy as np
 from keras import ops
 
 from dlens_tf.errors import UserError
-from dlens_tf.parameters import Constant
 from dlens_tf.simulation.noise import DEEPLENSE_BACKGROUND_RMS
 from dlens_tf.simulation.recipes import Recipe
 
@@ -31,6 +30,42 @@ def check_recipe(recipe: Recipe) -> None:
             f"front end 'smooth_residual' needs a noisy recipe with a fixed macro-model, which "
             f"'{recipe.name}' is not; use --front_end=flux"
         )
+    index = recipe.shared_parameters["source_n_sersic"].prior.value
+    if index != 1.0:
+        raise UserError(
+            f"front end 'smooth_residual' needs a source of Sersic index 1, that of "
+            f"'{recipe.name}' is {index:g}; use --front_end=flux"
+        )
+
+
+def check_augmentation(augmentation: str) -> None:
+    """Raises a `UserError` if images turned so no longer fit the fixed macro-model."""
+    if augmentation not in ("none", "rot180"):
+        raise UserError(
+            f"front end 'smooth_residual' can't fit lenses turned by --augmentation={augmentation}:"
+            " its macro-model does not turn; use auto, none or rot180"
+        )
+
+
+def _solve(matrix, vector):
+    """Solves [N, 3, 3] · x = [N, 3] for positive definite matrices, by Cramer's rule.
+
+    A library's solver refuses the whole batch where one row is not finite; here that row alone
+    becomes NaN.
+    """
+    # To unit diagonal, so that the determinant neither over- nor underflows.
+    scale = ops.rsqrt(ops.diagonal(matrix, axis1=1, axis2=2))
+    matrix = matrix * scale[:, :, None] * scale[:, None, :]
+    x, y, z = (vector[:, i] * scale[:, i] for i in range(3))
+    xy, xz, yz = matrix[:, 0, 1], matrix[:, 0, 2], matrix[:, 1, 2]
+    by_xy, by_xz, by_yz = xz * yz - xy, xy * yz - xz, xy * xz - yz
+    determinant = 1.0 - yz**2 + xy * by_xy + xz * by_xz
+    solution = [
+        (1.0 - yz**2) * x + by_xy * y + by_xz * z,
+        by_xy * x + (1.0 - xz**2) * y + by_yz * z,
+        by_xz * x + by_yz * y + (1.0 - xy**2) * z,
+    ]
+    return ops.stack(solution, axis=-1) * scale / determinant[:, None]
 
 
 @keras.saving.register_keras_serializable(package="dlens_tf")
@@ -96,14 +131,16 @@ class SmoothLensResidual(keras.layers.Layer):
         """The front end of a recipe: ray-shoots its macro-model with lenstronomy.
 
         Raises:
-          UserError: if the recipe is noise-free or its macro-model is free.
+          UserError: if the recipe is noise-free, or its macro-model or Sersic index is not fixed.
         """
         check_recipe(recipe)
         from dlens_tf.simulation import lenstronomy_engine
 
         optics = lenstronomy_engine.smooth_optics(recipe)
         fixed = {p.name: p.prior.value for p in recipe.shared_parameters if not p.is_free}
-        assert isinstance(recipe.shared_parameters["source_n_sersic"].prior, Constant)
+        # A little beyond the prior, so that noise does not push the fit against the border.
+        reach = np.abs(recipe.shared_parameters.select(sorted(_FREE)).supports).max()
+        kwargs.setdefault("position_range", round(float(reach) + 0.01, 6))
         counts = recipe.noise == "deeplense_counts"
         crop = crop or recipe.num_pix
         layer = cls(
@@ -238,7 +275,7 @@ class SmoothLensResidual(keras.layers.Layer):
         gradient = ops.einsum("nkp,np->nk", jacobian, ops.reshape(residual, (-1, self.crop**2)))
         diagonal = ops.diagonal(normal, axis1=1, axis2=2)
         damped = normal + (1e-3 * diagonal + 1e-6)[:, :, None] * ops.eye(3)
-        change = ops.solve(damped, gradient[..., None])[..., 0]
+        change = _solve(damped, gradient)
         limit = np.float32([0.1, 0.1, 0.5])
         change = ops.clip(change, -limit, limit)
         position = ops.clip(position + change[:, :2], -self.position_range, self.position_range)

@@ -72,19 +72,23 @@ def load_arrays(
     Raises:
       UserError: if a shard is damaged (names file and record) or no example is left.
     """
-    images, parameters = [], {name: [] for name in names}
+    # Filled batch by batch: the data are held once, also while they are read.
+    size, count = folder.num_examples(split), 0
+    images = np.empty((size, *folder.image_shape), np.float32)
+    parameters = {name: np.empty(size, np.float32) for name in names}
     with reading.explained_read_errors(folder, split):
         for batch in reading.read_batches(
             folder, split, 256, classes, features=[f"parameters/{name}" for name in names]
         ):
-            images.append(batch["image"].numpy())
+            rows = slice(count, count + len(batch["image"]))
+            images[rows] = batch["image"].numpy()
             for name in names:
-                parameters[name].append(batch[f"parameters/{name}"].numpy())
-    if not images:
+                parameters[name][rows] = batch[f"parameters/{name}"].numpy()
+            count = rows.stop
+    if not count:
         raise UserError(f"split '{split}' of {folder.path} has no example of the chosen classes")
-    return Arrays(
-        np.concatenate(images), {name: np.concatenate(parts) for name, parts in parameters.items()}
-    )
+    # Rows that other classes would have taken were never written, so they take no memory.
+    return Arrays(images, parameters).first(count)
 
 
 class TrainingBatches:

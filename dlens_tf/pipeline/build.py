@@ -5,12 +5,14 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tqdm import tqdm
 
 from dlens_tf.errors import UserError
+from dlens_tf.io.files import one_line
+from dlens_tf.simulation.catalogue import VERSION
 
 
 def _check_writable(folder: Path) -> None:
@@ -21,6 +23,35 @@ def _check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _set_aside(path: Path, aside: Path) -> Iterator[None]:
+    """Takes a data set out of the way while the block makes a new one at `path`.
+
+    It is removed when the block succeeds, and put back when it does not.
+    """
+    if not path.exists():
+        yield
+        return
+    os.replace(path, aside)
+    try:
+        yield
+    except BaseException:
+        os.replace(aside, path)
+        raise
+    shutil.rmtree(aside)
+
+
+def _write_error(error: BaseException | None) -> BaseException | None:
+    """The file system's own error behind one that TFDS may have wrapped; None if there is none."""
+    import tensorflow as tf
+
+    while error is not None:
+        if isinstance(error, tf.errors.OpError) or (isinstance(error, OSError) and error.strerror):
+            return error
+        error = error.__cause__
+    return None
 
 
 def _prepare(builder, num_shards: int) -> None:
@@ -48,7 +79,7 @@ def build_dataset(
     """Simulates and writes a data set; returns its folder.
 
     An interrupted build is completed by the same call, with the same bytes. A complete one is
-    left alone.
+    left alone; with `overwrite`, it is replaced once the new one is complete.
 
     Args:
       dataset: builder name ("deeplense").
@@ -61,14 +92,24 @@ def build_dataset(
       overwrite: whether to build again where a data set exists.
 
     Raises:
-      UserError: if the folder can't be written, or holds something else.
+      UserError: if the folder can't be written, holds something else or a damaged data set, or
+        if a simulating process dies.
     """
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
     import dlens_tf.datasets.deeplense  # noqa: F401 (registers the builder)
+    from dlens_tf.pipeline.reading import open_dataset
 
     data_dir = Path(data_dir)
     _check_writable(data_dir)
+    path = data_dir / dataset / config / VERSION
+    aside = path.with_name(f"replaced_{VERSION}")
+    if aside.exists():  # left by a build that was killed
+        if path.exists():
+            shutil.rmtree(aside)
+        else:
+            os.replace(aside, path)
     bar = None
 
     def progress(done: int, total: int, rate: float) -> None:
@@ -90,24 +131,25 @@ def build_dataset(
             progress=progress,
         )
 
-    builder = make_builder()
-    path = Path(builder.data_dir)
-    if path.exists() and overwrite:
-        shutil.rmtree(path)
-        builder = make_builder()
-    if path.exists():
-        if not builder.info.splits:
+    if path.exists() and not overwrite:
+        if not (path / "dataset_info.json").is_file():
             raise UserError(f"{path} is no data set; remove it or add --overwrite")
-        builder.check_matches()
+        open_dataset(dataset, config, data_dir)
+        make_builder().check_matches()
         print(f"{path} is complete already")
         return path
-    for leftover in path.parent.glob("*.incomplete*"):
+    for leftover in path.parent.glob(f"incomplete.*_{VERSION}"):
         shutil.rmtree(leftover)
     tfds.disable_progress_bar()
     try:
-        _prepare(builder, min(num_shards, min(sizes.values()) * len(builder.spec.classes)))
-    except OSError as error:
-        raise UserError(f"can't write to {data_dir}: {error.strerror or error}") from error
+        with _set_aside(path, aside):
+            builder = make_builder()
+            _prepare(builder, min(num_shards, min(sizes.values()) * len(builder.spec.classes)))
+    except (OSError, RuntimeError, tf.errors.OpError) as error:
+        cause = _write_error(error)
+        if cause is None:
+            raise
+        raise UserError(f"can't write to {data_dir}: {one_line(cause)}") from error
     except KeyboardInterrupt:
         tqdm.write("what is simulated is kept: the same command goes on from here", sys.stderr)
         raise

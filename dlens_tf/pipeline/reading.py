@@ -7,6 +7,7 @@ TFDS's own decoding one by one.
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,10 @@ import tensorflow_datasets as tfds
 from dlens_tf import cli
 from dlens_tf.errors import UserError, choose
 from dlens_tf.parameters import ParameterSet
-from dlens_tf.simulation.catalogue import VERSION
+from dlens_tf.simulation.catalogue import SPLIT_START, VERSION
 from dlens_tf.simulation.recipes import CLASSES
+
+_METADATA_KEYS = ("recipe", "classes", "seed", "instrument", "pixel_scale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,24 +71,71 @@ class DatasetFolder:
         ]
 
 
+def build_command(path: Path) -> str:
+    """The command that builds the data set at data_dir/dataset/config/version.
+
+    Where the folder still says with which seed and sizes it was built, the command names them,
+    so that it makes the same data set again.
+    """
+    values = {
+        "dataset": path.parents[1].name,
+        "config": path.parent.name,
+        "data_dir": path.parents[2],
+    }
+    try:
+        metadata = json.loads((path / "metadata.json").read_bytes())
+        sizes = metadata["sizes_per_class"]
+        values |= {
+            "num_examples": int(sizes["train"]),
+            "num_validation": int(sizes["validation"]),
+            "num_test": int(sizes["test"]),
+            "seed": int(metadata["seed"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # missing or damaged: the command without them is still of use
+    command = cli.command_line("build_dataset", **values)
+    return f"{command} --overwrite" if path.exists() else command
+
+
+def _read_info(path: Path) -> DatasetFolder:
+    """Reads what describes the data set, and checks that all of it is there."""
+    folder = DatasetFolder(path, tfds.builder_from_directory(path).info)
+    features = ("label", *(f"parameters/{name}" for name in folder.parameters.names))
+    missing = [key for key in _METADATA_KEYS if key not in folder.metadata]
+    missing += [feature for feature in features if not folder.has(feature)]
+    missing += [split for split in SPLIT_START if folder.num_examples(split) < 1]
+    if missing or len(folder.image_shape) != 3:
+        raise ValueError(f"missing: {missing}; image shape: {folder.image_shape}")
+    return folder
+
+
 def open_dataset(dataset: str, config: str, data_dir: str | Path) -> DatasetFolder:
     """Opens a data set that `build_dataset` has made.
 
     Raises:
-      UserError: if it is missing or half built; the message names the command that builds it.
+      UserError: if it is missing, half built or damaged; the message names the command that
+        builds it.
     """
     path = Path(data_dir) / dataset / config / VERSION
-    build = cli.command_line("build_dataset", dataset=dataset, config=config, data_dir=data_dir)
+    build = build_command(path)
     if not (path / "dataset_info.json").is_file():
         state = "half built" if path.parent.exists() else "missing"
         raise UserError(f"data set {path} is {state}; build it with: {build}")
-    folder = DatasetFolder(path, tfds.builder_from_directory(path).info)
+    try:
+        folder = _read_info(path)
+    except PermissionError:
+        raise
+    except Exception as error:  # TFDS, JSON and protobuf raise all kinds for a broken file
+        raise UserError(
+            f"the description of data set {path} is damaged; build it again with: {build}"
+        ) from error
     for split in folder.info.splits:
-        for shard in folder.shards(split):
-            if not Path(shard).is_file():
+        for shard in map(Path, folder.shards(split)):
+            if not shard.is_file():
+                raise UserError(f"data set {path} lacks {shard.name}; build it again with: {build}")
+            if shard.stat().st_size == 0:
                 raise UserError(
-                    f"data set {path} lacks {Path(shard).name}; build it again with: "
-                    f"{build} --overwrite"
+                    f"shard {shard.name} in {path} is empty; build it again with: {build}"
                 )
     return folder
 
@@ -110,6 +160,14 @@ def decode_batch(
     flux = tf.io.decode_raw(batch["image"], tf.float32, little_endian=True)
     batch["image"] = tf.reshape(flux, (-1, *folder.image_shape))
     return batch
+
+
+def _all_records(records: tf.data.Dataset, folder: DatasetFolder, split: str) -> tf.data.Dataset:
+    """The same records; fails where they are more or fewer than the split has.
+
+    A shard that lost whole records reads without error otherwise.
+    """
+    return records.apply(tf.data.experimental.assert_cardinality(folder.num_examples(split)))
 
 
 def _kept_batches(
@@ -160,8 +218,12 @@ def read_batches(
 
     Raises:
       UserError: if the split or a class is unknown.
+
+    Iterate within `explained_read_errors`, and to the end: records that a shard has lost are
+    noticed there.
     """
     records = tf.data.TFRecordDataset(folder.shards(split), buffer_size=8 << 20)
+    records = _all_records(records, folder, split)
     return _kept_batches(records, folder, batch_size, classes, features)
 
 
@@ -182,6 +244,7 @@ def read_shuffled_batches(
     shards = tf.data.Dataset.from_tensor_slices(folder.shards(split))
     shards = shards.shuffle(len(folder.shards(split)), seed=seed)
     records = shards.interleave(tf.data.TFRecordDataset, cycle_length=4, num_parallel_calls=1)
+    records = _all_records(records, folder, split)
     records = records.shuffle(buffer_size, seed=seed)
     return _kept_batches(records, folder, batch_size, classes, features, drop_remainder=True)
 
@@ -194,7 +257,8 @@ def explained_read_errors(folder: DatasetFolder, split: str) -> Iterator[None]:
     except (
         tf.errors.DataLossError,
         tf.errors.InvalidArgumentError,
-        tf.errors.UnknownError,  # either of them, raised inside a Python generator
+        tf.errors.FailedPreconditionError,  # records are missing or too many
+        tf.errors.UnknownError,  # any of them, raised inside a Python generator
     ) as error:
         damage = find_damage(folder, split)
         if damage is None:
@@ -204,6 +268,7 @@ def explained_read_errors(folder: DatasetFolder, split: str) -> Iterator[None]:
 
 def find_damage(folder: DatasetFolder, split: str) -> str | None:
     """Looks for the first damaged record; returns a line that says where, or None."""
+    again = f"build it again with: {build_command(folder.path)}"
     for shard, expected in zip(
         folder.shards(split), folder.info.splits[split].shard_lengths, strict=True
     ):
@@ -214,13 +279,10 @@ def find_damage(folder: DatasetFolder, split: str) -> str | None:
                 decode_batch(serialized[tf.newaxis], folder)
                 record += 1
         except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
-            return (
-                f"shard {name} in {folder.path} is damaged at record {record}; "
-                "build the data set again with --overwrite"
-            )
+            return f"shard {name} in {folder.path} is damaged at record {record}; {again}"
         if record != expected:
             return (
                 f"shard {name} in {folder.path} holds {record} records instead of {expected}; "
-                "build the data set again with --overwrite"
+                f"{again}"
             )
     return None

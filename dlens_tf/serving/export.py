@@ -4,9 +4,13 @@ See `dlens_tf.inference.bundle` for the layout and `dlens_tf.serving.signatures`
 bundle answers.
 """
 
+import contextlib
 import json
 import os
+import re
 import shutil
+import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,9 @@ from dlens_tf.serving.check import check_bundle
 from dlens_tf.serving.signatures import add_quantiles, describe_signatures, write_saved_model
 from dlens_tf.serving.warmup import example_images, write_warmup_requests
 from dlens_tf.training.run_folder import RunFolder
+
+_PARTIAL = ".partial-"
+_STALE_AFTER = 3600.0  # seconds; an export takes about a minute
 
 
 def export_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
@@ -44,18 +51,32 @@ def export_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
     model = run.load_model()
     base = Path(output) if output is not None else run.export_dir
     base_is_new = not base.exists()
-    partial = base / f".partial-{os.getpid()}"
+    partial = base / f"{_PARTIAL}{uuid.uuid4().hex}"
     try:
         partial.mkdir(parents=True)
+        _remove_stale(base)
         _write_bundle(run, model, partial)
         bundle = _publish(partial, base)
     except (OSError, tf.errors.OpError) as error:
-        raise UserError(f"can't export to {base}: {one_line(error)}") from error
+        raise UserError(f"can't export to {base}: {_reason(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if base_is_new and base.is_dir() and not any(base.iterdir()):
             base.rmdir()
     return bundle
+
+
+def _remove_stale(base: Path) -> None:
+    """Removes what a killed export left behind; a younger one may still be at work."""
+    for path in base.glob(f"{_PARTIAL}*"):
+        with contextlib.suppress(FileNotFoundError):  # finished by another export just now
+            if time.time() - path.stat().st_mtime > _STALE_AFTER:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _reason(error: BaseException) -> str:
+    """The message without the names of graph nodes that TensorFlow puts around it."""
+    return re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:\w+\]", "", one_line(error))
 
 
 def _write_bundle(run: RunFolder, model, bundle: Path) -> None:

@@ -2,7 +2,8 @@
 
 A TFRecord of `PredictionLog` protos in the bundle's assets.extra/. One request per signature
 and batch size, with simulated lenses, so that the first user's request finds every kernel
-ready.
+ready. The largest batch is asked of serve_bytes alone, where it costs no more than one image in
+the file; both signatures run the same kernels.
 
 Reference: TF Serving guide, "SavedModel Warmup".
 """
@@ -18,8 +19,8 @@ from dlens_tf.inference.bundle import EXTRA, WARMUP_REQUESTS
 from dlens_tf.simulation.recipes import get_recipe
 from dlens_tf.simulation.simulator import simulate
 
-BATCH_SIZES = (1, 8, 32)
-_NUM_LENSES = 8  # different ones; larger batches repeat them
+BATCH_SIZES = {"serving_default": (1, 8), "serve_bytes": (1, 8, 32)}
+_NUM_LENSES = 8
 _MODEL_NAME = "dlens"
 
 
@@ -44,12 +45,13 @@ def _request(signature: str, key: str, tensor) -> predict_pb2.PredictRequest:
 
 def warmup_requests(images: np.ndarray) -> Iterator[predict_pb2.PredictRequest]:
     """The requests for each signature and batch size, made of some images [N, H, W, C]."""
-    for size in BATCH_SIZES:
+    for size in BATCH_SIZES["serving_default"]:
         batch = np.resize(images, (size, *images.shape[1:]))
         yield _request("serving_default", "image", tf.make_tensor_proto(batch))
+    for size in BATCH_SIZES["serve_bytes"]:
         # One string stands for all of the batch, which keeps the file small.
         tensor = tf.make_tensor_proto(
-            to_bytes(batch[:1]), dtype=tf.string, shape=[size], allow_broadcast=True
+            to_bytes(images[:1]), dtype=tf.string, shape=[size], allow_broadcast=True
         )
         yield _request("serve_bytes", "image_bytes", tensor)
 

@@ -4,7 +4,6 @@ Each class has two rows: the images, with critical curves and the positions of t
 and below them the residuals against the same lens without substructure.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dlens_tf.errors import UserError
+from dlens_tf.io.files import atomic_write
 from dlens_tf.simulation import lenstronomy_engine
 from dlens_tf.simulation.noise import moments
 from dlens_tf.simulation.recipes import CLASSES, Recipe
@@ -145,7 +145,7 @@ def save_gallery(recipe: Recipe, output: str | Path, num: int, seed: int = 0) ->
     """Draws a gallery and writes it to `output`, whose ending sets the format.
 
     Raises:
-      UserError: if the folder of `output` is none and can't be made.
+      UserError: if the folder of `output` can't be made, or the file can't be written.
     """
     output = Path(output)
     try:
@@ -153,9 +153,5 @@ def save_gallery(recipe: Recipe, output: str | Path, num: int, seed: int = 0) ->
     except OSError as error:
         raise UserError(f"can't make the folder {output.parent}: {error.strerror}") from error
     figure = draw_gallery(recipe, num, seed)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
+    with atomic_write(output) as partial:
         figure.savefig(partial, format=output.suffix.removeprefix("."))
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ about a second.
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -125,7 +126,7 @@ def _run_tasks(tasks: Sequence[tuple[Block, str]], workers: int) -> Iterator[int
     waiting = iter(tasks)
     running = collections.deque()
     try:
-        for task, _ in zip(waiting, range(2 * workers), strict=False):
+        for task in itertools.islice(waiting, 2 * workers):
             running.append((task, pool.submit(_simulate_to_file, task)))
         while running:
             (block, _), future = running.popleft()

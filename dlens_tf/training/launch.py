@@ -80,6 +80,19 @@ def check_folder(options: RunOptions) -> None:
         raise UserError(f"{run.path} exists and is not a run folder; choose another --run_dir")
 
 
+def _check_data(run, data: Mapping[str, Any]) -> None:
+    """Raises a `UserError` if an existing run was trained on other data than these."""
+    if not run.config_path.is_file():
+        return
+    for key, now in data.items():
+        before = run.config.get(key)
+        if before != now:
+            raise UserError(
+                f"{run.path} was trained on other data ({key} {before}, not {now}): choose another "
+                f"--run_dir, or the --data_dir it was made with ({run.config.get('data_dir')})"
+            )
+
+
 def _given(name: str, values: Sequence[str]) -> str:
     return "with " + " ".join(f"--{name}={v}" for v in values) if values else f"without --{name}"
 
@@ -105,7 +118,7 @@ def train_run(options: RunOptions) -> Path:
     import keras
     import tensorflow as tf
 
-    from dlens_tf.models import ModelSpec, build_model
+    from dlens_tf.models import ModelSpec, build_model, smooth_lens
     from dlens_tf.pipeline import augment
     from dlens_tf.pipeline.batches import BatchSpec, TrainingBatches, load_arrays
     from dlens_tf.pipeline.reading import open_dataset
@@ -126,6 +139,9 @@ def train_run(options: RunOptions) -> Path:
         augmentation = recipe.symmetry
     classes = list(options.classes) or list(folder.metadata["classes"])
     spec = ModelSpec(**options.model)
+    if spec.front_end == "smooth_residual":
+        smooth_lens.check_recipe(recipe)
+        smooth_lens.check_augmentation(augmentation)
     batches = TrainingBatches(
         folder,
         BatchSpec(
@@ -142,6 +158,15 @@ def train_run(options: RunOptions) -> Path:
     )
 
     run = RunFolder(options.run_dir)
+    data = {
+        "recipe": recipe.name,
+        "dataset_version": folder.version,
+        "dataset_seed": folder.metadata["seed"],
+        "image_shape": list(folder.image_shape),
+        "classes": classes,
+        "training_examples": batches.num_examples,
+    }
+    _check_data(run, data)
     keras.utils.set_random_seed(options.seed)
     trainer = Trainer(
         run,
@@ -157,18 +182,13 @@ def train_run(options: RunOptions) -> Path:
         "dataset": options.dataset,
         "config": options.config,
         "data_dir": str(Path(options.data_dir).absolute()),
-        "dataset_version": folder.version,
-        "dataset_seed": folder.metadata["seed"],
-        "recipe": recipe.name,
+        **data,
         "instrument": recipe.instrument.name,
         "pixel_scale": recipe.instrument.pixel_scale,
-        "image_shape": list(folder.image_shape),
-        "classes": classes,
         "targets": targets.to_dicts(),
         "model": dataclasses.asdict(spec),
         "head": spec.head,
         "augmentation": augmentation,
-        "training_examples": batches.num_examples,
         "seed": options.seed,
         "git_commit": git_commit(),
         "dlens_tf_version": __version__,

@@ -27,6 +27,13 @@ from dlens_tf.errors import UserError
 from dlens_tf.io.files import atomic_write
 from dlens_tf.parameters import ParameterSet
 
+CONFIG_KEYS = (
+    "dataset", "config", "data_dir", "dataset_version", "classes", "targets", "image_shape",
+    "pixel_scale", "instrument", "recipe", "model", "head", "seed", "git_commit",
+    "dlens_tf_version", "num_parameters",
+)  # fmt: skip
+"""What run.json holds at least."""
+
 
 class RunFolder:
     """Paths and contents of a run's folder."""
@@ -58,6 +65,9 @@ class RunFolder:
         """Contents of run.json; raises a `UserError` if it is damaged."""
         try:
             config = json.loads(self.config_path.read_text())
+            missing = [key for key in CONFIG_KEYS if key not in config]
+            if missing or not isinstance(config["model"], dict):
+                raise KeyError(*missing)
             ParameterSet.from_dicts(config["targets"])
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
@@ -74,7 +84,7 @@ class RunFolder:
         """The best model of the run, a `keras.Model`.
 
         Raises:
-          UserError: if training has not written one yet.
+          UserError: if training has not written one yet, or it can't be loaded.
         """
         import keras
 
@@ -82,7 +92,13 @@ class RunFolder:
 
         if not self.model_path.is_file():
             raise UserError(f"{self.path} has no model.keras yet; let the training validate once")
-        return keras.models.load_model(self.model_path, compile=False)
+        try:
+            return keras.models.load_model(self.model_path, compile=False)
+        except Exception as error:  # damage shows in many ways inside Keras
+            raise UserError(
+                f"{self.model_path} is damaged, or of another version of dlens_tf; train again in "
+                "another --run_dir"
+            ) from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -2,13 +2,14 @@
 
 Keras 3's `fit` can't run on several machines, so the loop is our own. It trains with AdamW on a
 warmed-up cosine schedule, clips the global gradient norm after it is summed over replicas,
-keeps an exponential moving average of the weights, validates that average, and stops early
-when it no longer improves. Everything that the next step depends on is in the checkpoint or a
-function of the step, so a resumed run continues exactly as an uninterrupted one.
+keeps an exponential moving average of the weights, validates that average by the head's score,
+keeps the best, and stops early when it no longer improves. Everything that the next step depends
+on is in the checkpoint or a function of the step, so a resumed run continues exactly as an
+uninterrupted one.
 """
 
 import dataclasses
-import os
+import math
 import signal
 import threading
 import time
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from dlens_tf.errors import UserError
 from dlens_tf.evaluation import plots
-from dlens_tf.io.files import one_line
+from dlens_tf.io.files import atomic_write, one_line
 from dlens_tf.parameters import ParameterSet
 from dlens_tf.pipeline.batches import Arrays, TrainingBatches
 from dlens_tf.pipeline.reading import explained_read_errors
@@ -65,6 +66,9 @@ class TrainingPlan:
     jit: bool = False
 
     def __post_init__(self):
+        for name in ("learning_rate", "warmup_fraction", "weight_decay", "ema_momentum"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"{name} is {getattr(self, name)}, must be a finite number")
         if not self.clip_norm > 0:
             raise UserError(
                 f"clip_norm is {self.clip_norm}, must be positive; a large one never clips"
@@ -133,11 +137,11 @@ class Trainer:
                 name: tf.Variable(value, trainable=False, name=name)
                 for name, value in (
                     ("step", np.int64(0)),
-                    ("best_loss", np.float64(np.inf)),
+                    ("best_score", np.float64(np.inf)),
                     ("stale", np.int64(0)),
                     ("stopped", False),
-                    # Sums since the last log line: steps, loss, gradient norm, MAE [P].
-                    ("window", np.zeros(3 + len(targets.names), np.float32)),
+                    # Sums since the last log line: steps, loss, score, gradient norm, MAE [P].
+                    ("window", np.zeros(4 + len(targets.names), np.float32)),
                 )
             }
         self._head = self.model.get_layer("head")
@@ -165,9 +169,9 @@ class Trainer:
         return int(self._state["step"].numpy())
 
     @property
-    def best_loss(self) -> float:
-        """Lowest validation loss so far."""
-        return float(self._state["best_loss"].numpy())
+    def best_score(self) -> float:
+        """Lowest validation score so far."""
+        return float(self._state["best_score"].numpy())
 
     def _make_optimizer(self) -> keras.optimizers.Optimizer:
         warmup = max(1, int(self._plan.warmup_fraction * self.total_steps))
@@ -199,17 +203,19 @@ class Trainer:
         # sum and the clipping are done here, and Keras's own sum is compensated.
         replicas = float(context.num_replicas_in_sync)
         self.optimizer.apply([g / replicas for g in gradients], variables)
-        error = tf.reduce_sum(tf.abs(outputs["mean"] - targets), axis=0) / self._batch_size
+        score = tf.reduce_sum(self._head.score(targets, outputs)) / self._batch_size
+        error = tf.reduce_sum(tf.abs(self._head.error(targets, outputs)), axis=0)
+        error /= self._batch_size
         stop = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(stop, tf.float32))
-        return loss, norm / replicas, error, stop / replicas
+        return loss, score, norm / replicas, error, stop / replicas
 
     def _distributed_step(self, images, targets, stop: tf.Tensor) -> tf.Tensor:
         """One step; `stop` is whether this worker was asked to stop, returned whether any was."""
         results = self._strategy.run(self._replica_step, args=(images, targets, stop))
-        loss, norm, error, stop = (
+        loss, score, norm, error, stop = (
             self._strategy.reduce(tf.distribute.ReduceOp.SUM, r, axis=None) for r in results
         )
-        self._state["window"].assign_add(tf.concat([[1.0, loss, norm], error], axis=0))
+        self._state["window"].assign_add(tf.concat([[1.0, loss, score, norm], error], axis=0))
         self._state["step"].assign_add(1)
         done = tf.cast(self._state["step"], tf.float32)
         momentum = tf.minimum(self._plan.ema_momentum, done / (done + 10.0))
@@ -323,12 +329,13 @@ class Trainer:
     def _log_training(self, logger: RunLogger | None, bar: tqdm, step: int, rate: float) -> None:
         """Writes the means since the last log line, and starts a new window."""
         window = self._state["window"].numpy()
-        loss, norm, *errors = window[1:] / window[0]
+        loss, score, norm, *errors = window[1:] / window[0]
         self._state["window"].assign(np.zeros_like(window))
         bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} images/s")
         if logger:
             scalars = {
                 "loss": loss,
+                self._head.score_name: score,
                 "learning_rate": float(self.optimizer.learning_rate),
                 "gradient_norm": norm,
                 "images_per_second": rate,
@@ -340,18 +347,17 @@ class Trainer:
         """Validates the averaged weights.
 
         Returns:
-          Metrics (`loss`, `mae/<parameter>` in physical units) and outputs, each [N, P].
+          Metrics (the head's score by its name, `mae/<parameter>` in physical units) and
+          outputs, each [N, P].
         """
         parts = [
             self._predict(self._validation.images[i : i + self._batch_size])
             for i in range(0, len(self._validation), self._batch_size)
         ]
         outputs = {key: np.concatenate([part[key].numpy() for part in parts]) for key in parts[0]}
-        losses = self._head.example_loss(
-            self._truth, {key: tf.constant(value) for key, value in outputs.items()}
-        )
-        error = np.abs(outputs["mean"] - self._truth).mean(axis=0)
-        metrics = {"loss": float(np.mean(losses))}
+        tensors = {key: tf.constant(value) for key, value in outputs.items()}
+        error = np.abs(self._head.error(self._truth, tensors)).mean(axis=0)
+        metrics = {self._head.score_name: float(np.mean(self._head.score(self._truth, tensors)))}
         metrics |= {f"mae/{p.name}": float(e) for p, e in zip(self._targets, error, strict=True)}
         return metrics, outputs
 
@@ -359,9 +365,10 @@ class Trainer:
         """Validates, writes pictures, keeps the best model, and decides on stopping."""
         metrics, outputs = self.validate()
         if not finite(metrics):
-            raise self._not_finite("the validation loss")
-        if metrics["loss"] < self.best_loss:
-            self._state["best_loss"].assign(metrics["loss"])
+            raise self._not_finite("a number of the validation")
+        score = metrics[self._head.score_name]
+        if score < self.best_score:
+            self._state["best_score"].assign(score)
             self._state["stale"].assign(0)
             if self._chief:
                 save_model(self.averaged, self._run)
@@ -392,12 +399,14 @@ class Trainer:
 
 def save_model(model: keras.Model, run: RunFolder) -> None:
     """Writes model.keras under a temporary name, then renames."""
-    partial = run.path / "partial.keras"
-    try:
-        model.save(partial)
-        os.replace(partial, run.model_path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(run.model_path) as partial:
+        # Keras goes by the suffix, which the temporary name lacks.
+        named = partial.with_suffix(".keras")
+        try:
+            model.save(named)
+            named.replace(partial)
+        finally:
+            named.unlink(missing_ok=True)
 
 
 def _restore(checkpoint: tf.train.Checkpoint, path: str) -> None:

@@ -1,8 +1,10 @@
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from sklearn.metrics import mean_absolute_error
 
 from dlens_tf.errors import UserError
@@ -87,6 +89,18 @@ def test_point_head_has_no_calibration(make_run):
         assert "stddev" not in arrays
 
 
+@pytest.mark.parametrize("front_end", ["flux", "smooth_residual"])
+def test_front_end_is_said(make_run, front_end):
+    run = make_run(model={"backbone": "vit", "front_end": front_end, "options": {}})
+    result = evaluate.evaluate_run(run.path, max_examples=3)
+    description = f"vit with {front_end} front end and gaussian head"
+    assert result["run"]["description"].startswith(description)
+    rows = result["parameters"]["log10_m_axion"]["rows"]
+    assert rows[0]["source"] == description
+    given = [note for note in result["notes"] if "fixed macro-model" in note]
+    assert len(given) == (front_end == "smooth_residual")
+
+
 def test_unknown_recipe_is_said(make_run):
     result = evaluate.evaluate_run(make_run(recipe="model_ix").path, max_examples=3)
     assert any("'model_ix' is unknown" in note for note in result["notes"])
@@ -132,6 +146,18 @@ def test_non_finite_predictions_stop(make_run):
 def test_data_set_that_does_not_fit(make_run, changes, message):
     with pytest.raises(UserError, match=message):
         evaluate.evaluate_run(make_run(**changes).path)
+
+
+def test_lost_records_stop(make_run, tiny_data_dir, tmp_path):
+    shutil.copytree(tiny_data_dir, tmp_path / "data")
+    run = make_run(data_dir=str(tmp_path / "data"))
+    shard = open_dataset("deeplense", "model_ii_instrument", tmp_path / "data").shards("test")[0]
+    (first, *_) = tf.data.TFRecordDataset(shard).as_numpy_iterator()
+    with tf.io.TFRecordWriter(shard) as writer:
+        writer.write(first)
+    with pytest.raises(UserError, match=r"00000-of-00002 in .* holds 1 records instead of 4"):
+        evaluate.evaluate_run(run.path)
+    assert not (run.path / "evaluation").exists()
 
 
 def test_truth_outside_the_prior_stops(make_run):

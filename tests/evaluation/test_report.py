@@ -1,10 +1,13 @@
 import copy
+import errno
 import html.parser
 import json
+import os
 
 import numpy as np
 import pytest
 
+from dlens_tf.errors import UserError
 from dlens_tf.evaluation import report
 
 VOID = {"meta", "link", "img", "br"}
@@ -161,6 +164,24 @@ def test_write_report_leaves_whole_files(result, tmp_path):
     assert (tmp_path / "test/log10_m_axion_scatter.png").read_bytes() == PNG
     with np.load(tmp_path / "test/predictions.npz", allow_pickle=False) as read:
         assert read["truth"].tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("full_at", ["predictions.npz", "log10_m_axion_scatter.png", "test.html"])
+def test_full_disk_leaves_no_whole_report(result, tmp_path, monkeypatch, full_at):
+    arrays, figures = {"truth": np.arange(3.0)}, {"log10_m_axion": {"scatter": PNG}}
+    report.write_report(tmp_path, "test", result, figures, arrays)
+    rename = os.replace
+
+    def full(source, target):
+        if target.name == full_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=rf"can't write .*{full_at}: No space left on device"):
+        report.write_report(tmp_path, "test", result, figures, arrays)
+    assert not (tmp_path / "test.json").exists()
+    assert not [p for p in tmp_path.rglob("*") if "partial" in p.name]
 
 
 def test_json_with_nan_is_refused_and_leaves_nothing(result, tmp_path):

@@ -58,6 +58,16 @@ def test_bad_images(predictor):
         predictor.predict(IMAGES, batch_size=0)
 
 
+def test_image_without_an_answer_is_named(predictor):
+    images = IMAGES.copy()
+    images[4] = 3e38 * np.sign(images[4])  # finite, but its sums overflow
+    with pytest.raises(UserError, match=r"^image 4: the model's mean is (nan|-?inf); "):
+        predictor.predict(images, batch_size=3)
+    names = [f"lens_{i}.npy[0]" for i in range(len(images))]
+    with pytest.raises(UserError, match=r"^lens_4\.npy\[0\]: the model's mean is "):
+        predictor.predict(images, names=names)
+
+
 def test_point_head(write_run, tmp_path):
     predictor = Predictor.load(export_run(write_run(tmp_path / "run", head="point")))
     assert predictor.manifest.quantile_levels == ()

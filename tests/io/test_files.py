@@ -4,7 +4,7 @@ import os
 import pytest
 
 from dlens_tf.errors import UserError
-from dlens_tf.io.files import atomic_write, check_readable, expand_patterns
+from dlens_tf.io.files import atomic_write, check_not_input, check_readable, expand_patterns
 
 
 @pytest.fixture
@@ -43,6 +43,15 @@ def test_unreadable(folder):
     with pytest.raises(UserError, match="no such file"):
         check_readable(folder / "z.npy")
     check_readable(folder / "a.npy")
+
+
+def test_output_is_no_input(folder):
+    (folder / "link").symlink_to(folder / "a.npy")
+    for path in ("a.npy", "deep/../a.npy", "link"):
+        with pytest.raises(UserError, match=r"can't write .*: it is one of the inputs"):
+            check_not_input(folder / path, [folder / "b.npy", folder / "a.npy"])
+    check_not_input(folder / "a.npy", [folder / "b.npy"])
+    check_not_input(folder / "new.npy", [folder / "a.npy"])
 
 
 def test_atomic_write_replaces(tmp_path):

@@ -150,3 +150,68 @@ def test_damaged_files(write):
         with pytest.raises(UserError, match=r"x\.fits: not a whole FITS file: ") as caught:
             read_fits(path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "distortion",
+    [
+        {"CPDIS1": "LOOKUP", "CPDIS2": "LOOKUP", "DP1": "EXTVER: 1", "DP2": "EXTVER: 2"},
+        {"D2IMDIS1": "LOOKUP", "D2IM1": "EXTVER: 1", "D2IMERR1": 0.002, "AXISCORR": 1},
+        {"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "A_2_0": 1e-5},
+        {"CTYPE1": "RA---TNX", "CTYPE2": "DEC--TNX", "WAT1_001": "wtype=tnx"},
+        {"LATPOLE": 400.0, "PV2_1": "x"},
+    ],
+)
+def test_distortions_do_not_matter(write, distortion):
+    """Headers of HST exposures refer to tables that a cut-out has lost."""
+    keywords = {**SKY, "CD1_1": -A * C, "CD1_2": A * S, "CD2_1": A * S, "CD2_2": A * C}
+    path = write(image_hdu(**{**keywords, **distortion}))
+    assert read_fits(path).pixel_scale == pytest.approx(0.1, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {**SKY, "CDELT1": 0.0, "CDELT2": 0.1},
+        {**SKY, "CD1_1": 1.0, "CD1_2": 1.0, "CD2_1": 1.0, "CD2_2": 1.0},
+        {**SKY, "CDELT1": -A, "CDELT2": A, "CUNIT1": "parsnip"},
+        {**SKY, "CDELT1": "wide"},
+        {"CTYPE1": "RA---TAN", "CTYPE2": "RA---TAN"},
+    ],
+)
+def test_unusable_world_coordinates(write, keywords):
+    message = r"x\.fits: its world coordinates are unusable: "
+    with pytest.raises(UserError, match=message) as caught:
+        read_fits(write(image_hdu(**keywords)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keyword", ["SIMPLE", "BITPIX", "NAXIS", "NAXIS1", "NAXIS2"])
+def test_missing_keywords(write, keyword):
+    path = write(image_hdu())
+    card = keyword.ljust(8).encode() + b"="
+    content = path.read_bytes()
+    assert content.count(card) == 1
+    path.write_bytes(content.replace(card, b"COMMENT  "))
+    with pytest.raises(UserError, match=r"x\.fits: ") as caught:
+        read_fits(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_tiles_give_one_line(write):
+    image = np.random.default_rng(0).integers(0, 99, size=(64, 64)).astype(np.int16)
+    path = write(fits.PrimaryHDU(), fits.CompImageHDU(image))
+    whole = path.read_bytes()
+    rng = np.random.default_rng(1)
+    refused = 0
+    for _ in range(60):
+        content = bytearray(whole)
+        for position in rng.integers(2880, len(whole), size=20):
+            content[position] = rng.integers(256)
+        path.write_bytes(bytes(content))
+        try:
+            read_fits(path)
+        except UserError as error:
+            refused += 1
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+    assert refused

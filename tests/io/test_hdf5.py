@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from dlens_tf.errors import UserError
+from dlens_tf.io.contract import ImageContract
 from dlens_tf.io.hdf5 import read_hdf5
 
 IMAGE = np.arange(12.0).reshape(3, 4)
@@ -76,3 +77,55 @@ def test_damaged_files(write):
         with pytest.raises(UserError, match=r"x\.h5: not a whole HDF5 file: ") as caught:
             read_hdf5(path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pixel_scale", "its pixel_scale is not a number"),
+        ("transform_pix2angle", "its transform_pix2angle is not a 2×2 matrix of numbers"),
+    ],
+)
+def test_pixel_scale_of_the_wrong_kind(write, name, message):
+    for value in ("text", np.zeros(3)):
+        with pytest.raises(UserError, match=message):
+            read_hdf5(write({"image": IMAGE, name: value}))
+    path = write({"image": IMAGE})
+    with h5py.File(path, "a") as file:
+        file.create_group(name)
+    assert read_hdf5(path).pixel_scale is None
+
+
+def test_no_data_set_at_all(write):
+    with pytest.raises(UserError, match=r"x\.h5: there is no data set in this HDF5 file$"):
+        read_hdf5(write())
+
+
+def test_declared_but_not_stored(write):
+    """A small file may declare terabytes, which HDF5 would read as zeros."""
+    contract = ImageContract((64, 64, 1), pixel_scale=0.1)
+    for chunks in (None, (1, 64, 64)):
+        path = write()
+        with h5py.File(path, "a") as file:
+            data = file.create_dataset("image", (1_000_000, 64, 64), np.float64, chunks=chunks)
+            if chunks:
+                data[7] = 1.0
+        assert path.stat().st_size < 100_000
+        with pytest.raises(UserError, match=r"declares 4096000000 values, but they are not all"):
+            read_hdf5(path, contract=contract)
+
+
+def test_shape_is_checked_before_reading(write):
+    path = write()
+    with h5py.File(path, "a") as file:
+        file.create_dataset("image", (1_000_000, 65, 64), np.float64)
+    with pytest.raises(UserError, match=r"x\.h5: shape \[1000000, 65, 64\], but the model"):
+        read_hdf5(path, contract=ImageContract((64, 64, 1), pixel_scale=0.1))
+
+
+@pytest.mark.parametrize("options", [{"chunks": (2, 3)}, {"compression": "gzip"}, {}])
+def test_every_kind_of_storage(write, options):
+    path = write()
+    with h5py.File(path, "a") as file:
+        file.create_dataset("image", data=IMAGE, **options)
+    np.testing.assert_array_equal(read_hdf5(path).array, IMAGE)

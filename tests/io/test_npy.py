@@ -75,6 +75,10 @@ def saved(array) -> bytes:
         saved(np.eye(64)).replace(b"(64, 64), }" + 8 * b" ", b"(640000000, 64), }  "[:19]),
         saved(np.eye(64)).replace(b"'<f8'", b"'<q9'"),
         saved(np.eye(64)).replace(b"\x93NUMPY\x01", b"\x93NUMPY\x09"),
+        saved(np.eye(64)).replace(b"(64, 64)", b"(64, 6\x00)"),
+        saved(np.eye(64)).replace(b"(64, 64), }" + 24 * b" ", b"(64, " + 29 * b"9" + b"),}"),
+        saved(np.eye(64)).replace(b"{'descr'", b"{{'desc'"),
+        saved(np.eye(64)).replace(b"False", b"((((("),
     ],
 )
 def test_damaged_files(tmp_path, content):
@@ -90,3 +94,18 @@ def test_objects_inside_structures(tmp_path):
     path.write_bytes(saved(np.zeros(3, dtype=[("a", "O")])))
     with pytest.raises(UserError, match="Python objects"):
         read_npy(path)
+
+
+def test_fuzzed_headers_give_one_line(tmp_path):
+    path = tmp_path / "x.npy"
+    whole = saved(np.eye(8))
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        content = bytearray(whole)
+        for position in rng.integers(6, 128, size=rng.integers(1, 4)):
+            content[position] = rng.integers(256)
+        path.write_bytes(bytes(content))
+        try:
+            read_npy(path)  # a change may be harmless
+        except UserError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error)

@@ -1,5 +1,7 @@
 """Images and targets that the model tests share."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -8,10 +10,21 @@ from dlens_tf.simulation.simulator import simulate
 
 
 @pytest.fixture(scope="session")
-def lenses():
-    """(images [12, 64, 64, 1], targets [12, 2], their ParameterSet) of model_ii_instrument."""
-    recipe = get_recipe("model_ii_instrument")
-    targets = recipe.class_parameters("axion").select(["log10_m_axion", "source_x"])
-    simulated = [simulate(recipe, "axion", 3, i) for i in range(12)]
-    truth = [[lens.parameters[name] for name in targets.names] for lens in simulated]
-    return np.stack([lens.image for lens in simulated]), np.float32(truth), targets
+def make_lenses():
+    """make_lenses(recipe's name): images [12, H, W, 1], targets [12, 2], their ParameterSet."""
+
+    @functools.cache
+    def make(name: str):
+        recipe = get_recipe(name)
+        targets = recipe.class_parameters("axion").select(["log10_m_axion", "source_x"])
+        simulated = [simulate(recipe, "axion", 3, i) for i in range(12)]
+        truth = [[lens.parameters[name] for name in targets.names] for lens in simulated]
+        return np.stack([lens.image for lens in simulated]), np.float32(truth), targets
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lenses(make_lenses):
+    """`make_lenses` of model_ii_instrument."""
+    return make_lenses("model_ii_instrument")

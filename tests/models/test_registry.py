@@ -21,22 +21,48 @@ SPECS = [
     ModelSpec("vit", SMALL["vit"], "gaussian", "nll"),
     ModelSpec("vit", SMALL["vit"], "point", "mae"),
 ]
+# The front end of photon counts has a noise law of its own.
+COUNTS = ModelSpec(
+    "resnet",
+    SMALL["resnet"],
+    "gaussian",
+    "nll",
+    "smooth_residual",
+    {"crop": 112, "binning": 4},
+)
 
 
-@pytest.fixture(params=SPECS, ids=lambda s: f"{s.backbone}-{s.head}-{s.loss}-{s.front_end}")
-def spec(request):
+@pytest.fixture(
+    params=[*((spec, RECIPE) for spec in SPECS), (COUNTS, get_recipe("model_i_legacy"))],
+    ids=lambda case: "-".join(
+        [case[0].backbone, case[0].head, case[0].loss, case[0].front_end, case[1].name]
+    ),
+)
+def case(request):
+    """(spec, recipe)."""
     return request.param
 
 
 @pytest.fixture
-def model(spec, lenses):
-    images, _, targets = lenses
+def spec(case):
+    return case[0]
+
+
+@pytest.fixture
+def sample(case, make_lenses):
+    """Images, targets and their ParameterSet of the case's recipe."""
+    return make_lenses(case[1].name)
+
+
+@pytest.fixture
+def model(case, sample):
+    images, _, targets = sample
     keras.utils.set_random_seed(0)
-    return build_model(spec, RECIPE, targets, images)
+    return build_model(*case, targets, images)
 
 
-def test_outputs_are_float32_in_physical_units_near_the_prior(model, spec, lenses):
-    images, _, targets = lenses
+def test_outputs_are_float32_in_physical_units_near_the_prior(model, spec, sample):
+    images, _, targets = sample
     outputs = model(images)
     assert set(outputs) == ({"mean", "stddev"} if spec.head == "gaussian" else {"mean"})
     for value in outputs.values():
@@ -48,15 +74,15 @@ def test_outputs_are_float32_in_physical_units_near_the_prior(model, spec, lense
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_any_batch_size_gives_the_same_answer(model, lenses, size):
-    images = lenses[0]
+def test_any_batch_size_gives_the_same_answer(model, sample, size):
+    images = sample[0]
     whole = model(images)["mean"].numpy()
     part = model(images[:size])["mean"].numpy()
     np.testing.assert_allclose(part, whole[:size], atol=1e-4)
 
 
-def test_a_few_steps_lower_the_loss(model, lenses):
-    images, truth, _ = lenses
+def test_a_few_steps_lower_the_loss(model, sample):
+    images, truth, _ = sample
     head = model.get_layer("head")
     optimizer = keras.optimizers.Adam(3e-3)
     losses = []
@@ -70,18 +96,18 @@ def test_a_few_steps_lower_the_loss(model, lenses):
     assert losses[-1] < losses[0]
 
 
-def test_keras_round_trip_is_exact(model, lenses, tmp_path):
+def test_keras_round_trip_is_exact(model, sample, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
-    for key, value in model(lenses[0]).items():
-        np.testing.assert_array_equal(loaded(lenses[0])[key], value)
+    for key, value in model(sample[0]).items():
+        np.testing.assert_array_equal(loaded(sample[0])[key], value)
 
 
-def test_export_equals_the_model(model, lenses, tmp_path):
+def test_export_equals_the_model(model, sample, tmp_path):
     model.export(tmp_path / "export", verbose=False)
     loaded = tf.saved_model.load(str(tmp_path / "export"))
-    served = loaded.signatures["serving_default"](tf.constant(lenses[0]))
-    for key, value in model(lenses[0]).items():
+    served = loaded.signatures["serving_default"](tf.constant(sample[0]))
+    for key, value in model(sample[0]).items():
         np.testing.assert_allclose(served[key], value, atol=1e-5 * np.abs(value).max())
 
 

@@ -1,10 +1,15 @@
 """The smooth-lens front end against lenstronomy."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from dlens_tf.models import SmoothLensResidual
+from dlens_tf.errors import UserError
+from dlens_tf.models import SmoothLensResidual, smooth_lens
+from dlens_tf.parameters import Constant, Uniform
 from dlens_tf.simulation.recipes import get_recipe
 from dlens_tf.simulation.simulator import simulate
 
@@ -92,3 +97,70 @@ def test_half_turn_of_the_image_turns_the_output():
     images = np.stack([lens.image for lens in lenses])
     turned = layer(images[:, ::-1, ::-1]).numpy()
     np.testing.assert_allclose(turned, layer(images).numpy()[:, ::-1, ::-1], atol=0.02)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(("name", "crop", "binning"), CASES)
+def test_bad_images_spoil_no_other(name, crop, binning, jit):
+    recipe, lenses, _ = _smooth(name, 1)
+    layer = SmoothLensResidual.for_recipe(recipe, crop=crop, binning=binning)
+    call = tf.function(lambda images: layer(images), jit_compile=jit)
+    good = lenses[0].image
+    images = np.stack([good] * 4)
+    images[0, 20, 20] = np.nan
+    images[1, 30, 30] = np.inf
+    images[3] = 1e38
+    # Beside good images, so that both batches are computed alike.
+    alone = call(np.stack([good] * 4)).numpy()
+    beside = call(images).numpy()
+    np.testing.assert_allclose(beside[2], alone[2], atol=1e-5)
+    assert np.isfinite(beside[2]).all()
+    assert not np.isfinite(beside[0]).all() and not np.isfinite(beside[1]).all()
+
+
+@pytest.mark.parametrize(("name", "crop", "binning"), CASES)
+def test_images_without_a_lens_stay_finite(name, crop, binning):
+    recipe, lenses, _ = _smooth(name, 1)
+    layer = SmoothLensResidual.for_recipe(recipe, crop=crop, binning=binning)
+    image = lenses[0].image
+    images = np.stack([0.0 * image, 0.0 * image - 5.0, -image, 0.0 * image + 1e4, 1e3 * image])
+    assert np.isfinite(layer(np.float32(images))).all()
+
+
+def test_solver_equals_numpy():
+    rng = np.random.default_rng(0)
+    columns = rng.normal(size=(50, 3, 40)) * np.array([1e4, 1e-3, 1.0])[:, None]
+    matrix = columns @ columns.transpose(0, 2, 1)
+    vector = rng.normal(size=(50, 3)) * np.array([1e4, 1e-3, 1.0])
+    solution = smooth_lens._solve(np.float32(matrix), np.float32(vector))
+    expected = np.linalg.solve(matrix, vector[..., None])[..., 0]
+    scale = np.array([1e4, 1e-3, 1.0])
+    np.testing.assert_allclose(solution * scale, expected * scale, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "crop", "binning"), CASES)
+def test_templates_reach_just_beyond_the_prior(name, crop, binning):
+    layer = SmoothLensResidual.for_recipe(get_recipe(name), crop=crop, binning=binning)
+    assert layer.position_range == 0.36
+
+
+def _with_prior(recipe, **priors):
+    return dataclasses.replace(recipe, priors={**recipe.priors, **priors})
+
+
+def test_wider_prior_has_wider_templates():
+    recipe = get_recipe("model_ii_instrument")
+    layer = SmoothLensResidual.for_recipe(_with_prior(recipe, source_x=Uniform(-0.5, 0.2)))
+    assert layer.position_range == 0.51
+
+
+def test_other_sersic_index_is_refused():
+    recipe = _with_prior(get_recipe("model_ii_instrument"), source_n_sersic=Constant(4.0))
+    with pytest.raises(UserError, match=r"needs a source of Sersic index 1, that of .* is 4; use"):
+        SmoothLensResidual.for_recipe(recipe)
+
+
+@pytest.mark.parametrize("augmentation", ["d4", "rotate"])
+def test_augmentation_that_turns_the_lens_is_refused(augmentation):
+    with pytest.raises(UserError, match=f"--augmentation={augmentation}"):
+        smooth_lens.check_augmentation(augmentation)

@@ -1,14 +1,18 @@
 """Training batches: order, resumption, pieces for replicas, labels."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from dlens_tf.errors import UserError
 from dlens_tf.pipeline import batches as batches_module
 from dlens_tf.pipeline import reading
 from dlens_tf.pipeline.batches import BatchSpec, TrainingBatches
+from dlens_tf.pipeline.build import build_dataset
+from dlens_tf.simulation.recipes import CLASSES
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,40 @@ def test_half_turns_change_the_sign_of_positions(folder):
             if targets[i, 1] * plain_targets[i, 1] < 0:
                 expected = expected[::-1, ::-1]
             np.testing.assert_array_equal(images[i], expected)
+
+
+def test_arrays_are_the_stored_examples(folder):
+    arrays = batches_module.load_arrays(folder, "train", ["theta_E"])
+    stored = next(iter(reading.read_batches(folder, "train", 100)))
+    np.testing.assert_array_equal(arrays.images, stored["image"])
+    np.testing.assert_array_equal(arrays.parameters["theta_E"], stored["parameters/theta_E"])
+    assert arrays.images.dtype == arrays.parameters["theta_E"].dtype == np.float32
+
+
+def test_arrays_hold_the_chosen_classes_only(tmp_path):
+    sizes = {"train": 3, "validation": 1, "test": 1}
+    build_dataset("deeplense", "model_ii_legacy_classes", tmp_path, sizes=sizes, num_shards=1)
+    folder = reading.open_dataset("deeplense", "model_ii_legacy_classes", tmp_path)
+    arrays = batches_module.load_arrays(folder, "train", ["theta_E"], ["cdm"])
+    stored = next(iter(reading.read_batches(folder, "train", 100)))
+    of_class = stored["label"].numpy() == CLASSES.index("cdm")
+    assert len(arrays) == len(arrays.parameters["theta_E"]) == 3
+    np.testing.assert_array_equal(arrays.images, stored["image"].numpy()[of_class])
+
+
+@pytest.mark.parametrize("cache", batches_module.CACHES)
+def test_lost_records_stop_training(tiny_data_dir, tmp_path, cache):
+    shutil.copytree(tiny_data_dir, tmp_path / "data")
+    folder = reading.open_dataset("deeplense", "model_ii_instrument", tmp_path / "data")
+    shard = folder.shards("train")[1]
+    (first, *_) = tf.data.TFRecordDataset(shard).as_numpy_iterator()
+    with tf.io.TFRecordWriter(shard) as writer:
+        writer.write(first)
+    with (
+        pytest.raises(UserError, match=r"00001-of-00002 in .* holds 1 records instead of 12"),
+        reading.explained_read_errors(folder, "train"),
+    ):
+        _take(TrainingBatches(folder, _spec(cache=cache)), 4)
 
 
 def test_a_batch_larger_than_the_split_is_refused(folder):

@@ -5,6 +5,8 @@ import sys
 import time
 
 import pytest
+import tensorflow as tf
+from dlens_tf.datasets.deeplense import Builder
 
 from dlens_tf.errors import UserError
 from dlens_tf.pipeline.build import build_dataset
@@ -88,7 +90,7 @@ def test_interrupted_build_completes_with_the_same_bytes(reference, build, tmp_p
 
 
 def test_half_written_shards_are_cleared_away(reference, build, tmp_path):
-    half = tmp_path / "deeplense" / CONFIG / "1.0.0.incompleteABC"
+    half = tmp_path / "deeplense" / CONFIG / "incomplete.AB12CD_1.0.0"
     half.mkdir(parents=True)
     (half / "deeplense-train.tfrecord-00000-of-00002").write_bytes(b"half")
     assert contents(build(tmp_path)) == contents(reference)
@@ -138,4 +140,76 @@ def test_full_disk(build, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"can't write to .*: No space left on device"):
         build(tmp_path)
     monkeypatch.undo()
-    assert not list(tmp_path.rglob("*.incomplete*"))
+    assert not list(tmp_path.rglob("incomplete.*"))
+
+
+def _wrapped(error: Exception) -> RuntimeError:
+    wrapped = RuntimeError(f"Failed to finalize writing of split 'train': {error}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        tf.errors.ResourceExhaustedError(None, None, "x.tfrecord; No space left on device"),
+        _wrapped(tf.errors.ResourceExhaustedError(None, None, "No space left on device")),
+        _wrapped(OSError(28, "No space left on device")),
+    ],
+)
+def test_full_disk_while_shards_are_written(build, tmp_path, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Builder, "download_and_prepare", full)
+    with pytest.raises(UserError, match=r"can't write to .*: .*No space left on device") as raised:
+        build(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_defects_are_not_taken_for_a_full_disk(build, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Builder, "download_and_prepare", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        build(tmp_path)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_failed_overwriting_keeps_the_old_data_set(build, reference, tmp_path, monkeypatch, error):
+    path = build(tmp_path)
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("numpy.savez", fail)
+    with pytest.raises((UserError, KeyboardInterrupt)):
+        build(tmp_path, seed=1, overwrite=True)
+    assert contents(path) == contents(reference)
+    assert [child.name for child in path.parent.iterdir()] == ["1.0.0"]
+    monkeypatch.undo()
+    monkeypatch.setattr(generate, "BLOCK_SIZE", BLOCK_SIZE)
+    build(tmp_path, seed=1, overwrite=True)
+    assert [child.name for child in path.parent.iterdir()] == ["1.0.0"]
+    assert contents(path) != contents(reference)
+
+
+def test_overwriting_that_was_killed_keeps_the_old_data_set(build, reference, tmp_path, capsys):
+    path = build(tmp_path)
+    path.rename(path.with_name("replaced_1.0.0"))
+    capsys.readouterr()
+    build(tmp_path)
+    assert capsys.readouterr().out == f"{path} is complete already\n"
+    assert contents(path) == contents(reference)
+    assert [child.name for child in path.parent.iterdir()] == ["1.0.0"]
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "metadata.json"])
+def test_damaged_data_set_is_not_called_complete(build, reference, tmp_path, name):
+    path = build(tmp_path)
+    (path / name).write_bytes(b"{")
+    with pytest.raises(UserError, match=r"is damaged; build it again with: .* --overwrite"):
+        build(tmp_path)
+    build(tmp_path, overwrite=True)
+    assert contents(path) == contents(reference)

@@ -1,18 +1,31 @@
 """Reading against TFDS's own reader, and damaged data sets."""
 
+import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from dlens_tf.errors import UserError
 from dlens_tf.pipeline import reading
+from dlens_tf.pipeline.build import build_dataset
 
 
 @pytest.fixture
 def folder(tiny_data_dir):
     return reading.open_dataset("deeplense", "model_ii_instrument", tiny_data_dir)
+
+
+@pytest.fixture(scope="module")
+def classes_data_dir(tmp_path_factory):
+    """A data_dir with a data set of three classes: 9 + 3 + 6 lenses."""
+    data_dir = tmp_path_factory.mktemp("classes")
+    sizes = {"train": 3, "validation": 1, "test": 2}
+    build_dataset("deeplense", "model_ii_legacy_classes", data_dir, sizes=sizes, num_shards=2)
+    return data_dir
 
 
 def _copy(tiny_data_dir, tmp_path):
@@ -50,12 +63,8 @@ def test_class_selection(folder):
         reading.read_batches(folder, "test", 4, classes=["cdm"])
 
 
-def test_class_selection_filters(tmp_path):
-    from dlens_tf.pipeline.build import build_dataset
-
-    sizes = {"train": 3, "validation": 1, "test": 2}
-    build_dataset("deeplense", "model_ii_legacy_classes", tmp_path, sizes=sizes, num_shards=2)
-    folder = reading.open_dataset("deeplense", "model_ii_legacy_classes", tmp_path)
+def test_class_selection_filters(classes_data_dir):
+    folder = reading.open_dataset("deeplense", "model_ii_legacy_classes", classes_data_dir)
     assert folder.num_examples("train") == 9
     assert "log10_m_axion" not in folder.parameters
     for classes, labels in ((["cdm"], {2}), (["no_sub", "axion"], {0, 1})):
@@ -93,6 +102,97 @@ def test_missing_shard_is_named(tiny_data_dir, tmp_path):
     next(path.glob("*train.tfrecord-00001*")).unlink()
     with pytest.raises(UserError, match=r"lacks deeplense-train.tfrecord-00001-of-00002"):
         reading.open_dataset("deeplense", "model_ii_instrument", tmp_path / "data")
+
+
+def test_empty_shard_is_named(tiny_data_dir, tmp_path):
+    path = _copy(tiny_data_dir, tmp_path)
+    next(path.glob("*train.tfrecord-00001*")).write_bytes(b"")
+    with pytest.raises(UserError, match=r"shard deeplense-train.tfrecord-00001-of-00002 .* empty"):
+        reading.open_dataset("deeplense", "model_ii_instrument", tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "metadata.json"])
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"[]", b'{"na', b"\x80\xff\x00" * 40])
+def test_damaged_description_is_one_line(tiny_data_dir, tmp_path, name, content):
+    path = _copy(tiny_data_dir, tmp_path)
+    (path / name).unlink()
+    if content is not None:
+        (path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"build it( again)? with: .* --overwrite") as raised:
+        reading.open_dataset("deeplense", "model_ii_instrument", tmp_path / "data")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["parameters", "classes", "seed", "recipe"])
+def test_incomplete_metadata_is_damage(tiny_data_dir, tmp_path, key):
+    file = _copy(tiny_data_dir, tmp_path) / "metadata.json"
+    metadata = json.loads(file.read_text())
+    del metadata[key]
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(UserError, match="is damaged"):
+        reading.open_dataset("deeplense", "model_ii_instrument", tmp_path / "data")
+
+
+def test_command_names_the_sizes_and_the_seed(tiny_data_dir, tmp_path):
+    path = _copy(tiny_data_dir, tmp_path)
+    metadata = json.loads((path / "metadata.json").read_text())
+    (path / "metadata.json").write_text(json.dumps({**metadata, "seed": 7}))
+    command = reading.build_command(path)
+    assert command == (
+        "python tools/build_dataset.py --dataset=deeplense --config=model_ii_instrument "
+        f"--data_dir={tmp_path / 'data'} --num_examples=24 --num_validation=8 --num_test=8 "
+        "--seed=7 --overwrite"
+    )
+    (path / "features.json").unlink()
+    with pytest.raises(UserError, match=re.escape(command)):
+        reading.open_dataset("deeplense", "model_ii_instrument", tmp_path / "data")
+
+
+def _lose_records(shard, kept):
+    records = list(tf.data.TFRecordDataset(str(shard)).as_numpy_iterator())
+    with tf.io.TFRecordWriter(str(shard)) as writer:
+        for record in records[:kept]:
+            writer.write(record)
+
+
+@pytest.mark.parametrize("classes", [None, ["axion"]])
+def test_lost_records_are_noticed(tiny_data_dir, tmp_path, classes):
+    path = _copy(tiny_data_dir, tmp_path)
+    _lose_records(next(path.glob("*train.tfrecord-00001*")), 11)
+    folder = reading.open_dataset("deeplense", "model_ii_instrument", tmp_path / "data")
+    pattern = r"tfrecord-00001-of-00002 in .* holds 11 records instead of 12; build it again with"
+    for batches in (
+        reading.read_batches(folder, "train", 8, classes),
+        reading.read_shuffled_batches(folder, "train", 8, 0, 100, classes),
+    ):
+        with (
+            pytest.raises(UserError, match=pattern),
+            reading.explained_read_errors(folder, "train"),
+        ):
+            list(batches)
+
+
+def test_lost_records_are_noticed_beside_a_class_filter(classes_data_dir, tmp_path):
+    shutil.copytree(classes_data_dir, tmp_path / "data")
+    folder = reading.open_dataset("deeplense", "model_ii_legacy_classes", tmp_path / "data")
+    _lose_records(folder.shards("train")[0], 1)
+    with (
+        pytest.raises(UserError, match="holds 1 records instead of"),
+        reading.explained_read_errors(folder, "train"),
+    ):
+        list(reading.read_batches(folder, "train", 2, ["cdm"]))
+
+
+def test_shard_of_another_split_is_noticed(tiny_data_dir, tmp_path):
+    path = _copy(tiny_data_dir, tmp_path)
+    train, test = (next(path.glob(f"*{split}.tfrecord-00000*")) for split in ("train", "test"))
+    shutil.copy(train, test)
+    folder = reading.open_dataset("deeplense", "model_ii_instrument", tmp_path / "data")
+    with (
+        pytest.raises(UserError, match=r"test.tfrecord.* holds 12 records instead of 4"),
+        reading.explained_read_errors(folder, "test"),
+    ):
+        list(reading.read_batches(folder, "test", 4))
 
 
 def test_damaged_record_is_named(tiny_data_dir, tmp_path):

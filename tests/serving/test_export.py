@@ -1,7 +1,9 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -173,6 +175,35 @@ def test_failed_check_leaves_nothing(write_run, tmp_path, monkeypatch):
     ):
         export_run(run)
     assert sorted(p.name for p in run.iterdir()) == ["model.keras", "run.json"]
+
+
+def test_stale_partial_folders_are_removed(write_run, tmp_path):
+    base = tmp_path / "served"
+    for name, hours in (("killed", 2), ("working", 0.1)):
+        folder = base / f".partial-{name}"
+        (folder / "variables").mkdir(parents=True)
+        os.utime(folder, 2 * (time.time() - 3600 * hours,))
+    assert export_run(write_run(tmp_path / "run", head="point"), base) == base / "1"
+    assert sorted(p.name for p in base.iterdir()) == [".partial-working", "1"]
+
+
+def test_full_disk_is_told_without_node_names(write_run, tmp_path, monkeypatch):
+    def full(*_):
+        raise tf.errors.ResourceExhaustedError(
+            None,
+            None,
+            "{{function_node __wrapped__SaveV2_dtypes_9_device_/job:localhost/CPU:0}} "
+            "/x/variables; No space left on device [Op:SaveV2]",
+        )
+
+    monkeypatch.setattr(export, "write_saved_model", full)
+    run = write_run(tmp_path / "run")
+    with pytest.raises(UserError) as caught:
+        export_run(run)
+    assert str(caught.value) == (
+        f"can't export to {run / 'export'}: /x/variables; No space left on device"
+    )
+    assert not (run / "export").exists()
 
 
 def test_bad_folders(write_run, tmp_path):

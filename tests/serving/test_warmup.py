@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from dlens_tf.serving.warmup import example_images
+from dlens_tf.serving.warmup import example_images, write_warmup_requests
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,18 @@ def test_one_request_per_signature_and_batch_size(logs):
         for r in requests
     ]
     assert sorted(seen) == [
-        (signature, key, size)
-        for signature, key in (("serve_bytes", "image_bytes"), ("serving_default", "image"))
-        for size in (1, 8, 32)
+        ("serve_bytes", "image_bytes", 1),
+        ("serve_bytes", "image_bytes", 8),
+        ("serve_bytes", "image_bytes", 32),
+        ("serving_default", "image", 1),
+        ("serving_default", "image", 8),
     ]
+
+
+def test_file_of_large_images_is_small(tmp_path):
+    images = np.random.default_rng(0).normal(size=(8, 150, 150, 1)).astype(np.float32)
+    write_warmup_requests(tmp_path, images)
+    assert (tmp_path / "assets.extra" / "tf_serving_warmup_requests").stat().st_size < 1.2e6
 
 
 def test_replay(exported_run, logs):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dlens_tf.errors import UserError
 from dlens_tf.simulation.gallery import draw_gallery, residual, save_gallery, substructure_snr
 from dlens_tf.simulation.recipes import get_recipe
 from dlens_tf.simulation.simulator import simulate
@@ -46,6 +47,6 @@ def test_failed_writing_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match=r"can't write .*gallery\.png: No space left on device"):
         save_gallery(get_recipe("model_iii"), tmp_path / "gallery.png", num=1)
     assert not list(tmp_path.iterdir())

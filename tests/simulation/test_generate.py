@@ -1,5 +1,10 @@
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +86,90 @@ def test_failing_worker_is_heard(tmp_path):
     with pytest.raises(Exception, match="unknown class 'wimp'"):
         list(run_blocks(bad, tmp_path, workers=2))
     assert not list(tmp_path.iterdir())
+
+
+# Far more blocks than are simulated before the test is over.
+ENDLESS = f"""
+import sys
+from pathlib import Path
+from dlens_tf.simulation import generate
+from dlens_tf.simulation.generate import plan, run_blocks
+if __name__ == "__main__":
+    generate.BLOCK_SIZE = 10
+    blocks = plan({RECIPE!r}, ["axion", "cdm"], 0, 0, 100_000)
+    for _ in run_blocks(blocks, Path(sys.argv[1]), workers=2):
+        pass
+"""
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has spawned to simulate."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            command = (status.parent / "cmdline").read_bytes()
+        except OSError:
+            continue  # it has ended meanwhile
+        if parent == pid and b"spawn_main" in command:
+            found.append(int(status.parent.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def endless(tmp_path):
+    """A run that simulates for long, its folder and its two workers."""
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    folder = tmp_path / "blocks"
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "endless.py", folder],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("*.npz")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    workers = children(process.pid)
+    yield process, folder, workers
+    for pid in (process.pid, *filter(alive, workers)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(timeout=10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_killed_worker_ends_the_run_with_a_line(endless):
+    process, folder, workers = endless
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    _, messages = process.communicate(timeout=30)
+    line = messages.splitlines()[-1]
+    assert "UserError: a simulating process died (out of memory?); the same command" in line
+    assert not any(map(alive, workers))
+    assert list(folder.glob("*.npz"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_parent_leaves_no_process(endless, sent):
+    process, _, workers = endless
+    assert len(workers) == 2
+    start = time.monotonic()
+    os.kill(process.pid, sent)
+    process.communicate(timeout=30)
+    while any(map(alive, workers)) and time.monotonic() < start + 10:
+        time.sleep(0.05)
+    assert not any(map(alive, workers))
+    assert time.monotonic() < start + 10
 
 
 def test_workers_need_no_tensorflow():

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 import time
@@ -64,6 +65,8 @@ def test_other_seed_is_refused(built, run_tool):
         (["--config=model_i", "--dataset=imagenet"], "should be one of <deeplense>"),
         (["--config=model_i", "--num_examples=0"], "--num_examples=0"),
         (["--config=model_i", "--seed=-1"], "--seed=-1"),
+        (["--config=model_i", f"--seed={2**63}"], f"--seed={2**63}"),
+        (["--config=model_i", "--data_dir="], "flag --data_dir is missing"),
         (["--config=model_i", "--workers=many"], "--workers=many"),
         (["--config=model_i", "--data_dir=/dev/null/x"], "can't write to /dev/null/x"),
         ([], "flag --config is missing"),
@@ -80,6 +83,7 @@ def test_help_is_quick(run_tool):
     start = time.monotonic()
     done = run_tool("build_dataset", "--help")
     assert "--num_shards" in done.stdout
+    assert re.search(r"--config=model_ii_instrument \\\n +--data_dir=data ", done.stdout)
     # Under a second on an idle core; this leaves room for a busy one.
     assert time.monotonic() - start < 5.0
 

@@ -28,14 +28,16 @@ def test_predicts_every_format(run_tool, exported_run, images, tmp_path):
     done = run_tool(
         "predict",
         f"--model={exported_run / 'export'}",
-        f"--images={images}/*.npy,{images}/c.h5,{images}/d.fits",
+        f"--images={images}/*.npy,{images}/c.h5,{images}/d.fits,",
         f"--output={output}",
         "--batch_size=4",
     )
     assert done.returncode == 0
     # The one line on stderr: three of the files do not state their pixel scale.
     assert done.stderr.count("\n") == 1
-    assert "a.npy and 2 more: pixel scale unknown, taken to be the model's 0.101" in done.stderr
+    assert done.stderr.startswith(
+        f"warning: {images}/a.npy and 2 more: pixel scale unknown, taken to be the model's 0.101"
+    )
     lines = done.stdout.splitlines()
     assert len(lines) == 12
     assert lines[0].startswith(f"{images}/a.npy[0]  log10_m_axion = -2")
@@ -83,6 +85,8 @@ def test_bad_input_is_one_line_and_writes_nothing(run_tool, exported_run, images
         ({"output": tmp_path / "none" / "out.csv"}, "there is no folder"),
         ({"pixel_scale": 0.05}, "--pixel_scale: 0.05 arcsec per pixel, but the model"),
         ({"batch_size": 0}, "flag --batch_size=0"),
+        ({"images": ","}, "flag --images is missing"),
+        ({"images": images / "c.h5", "output": images / "c.h5"}, "it is one of the inputs"),
     ]:
         flags = {**good, **change}
         done = run_tool("predict", *(f"--{name}={value}" for name, value in flags.items()))
@@ -92,3 +96,5 @@ def test_bad_input_is_one_line_and_writes_nothing(run_tool, exported_run, images
         assert done.stdout == ""
     assert not marker.exists()
     assert not list(tmp_path.glob("*out*"))
+    with h5py.File(images / "c.h5") as file:
+        np.testing.assert_array_equal(file["image"], IMAGES[2:13])

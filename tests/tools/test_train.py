@@ -94,6 +94,11 @@ def test_interrupt_then_other_flags(run_tool, tiny_data_dir, tmp_path):
     [
         ([], "error: flag --config is missing; see --help"),
         (["--config=model_ii"], "error: flag --run_dir is missing; see --help"),
+        (["--config=model_ii", "--run_dir=r", "--data_dir="], "error: flag --data_dir is missing"),
+        (["--config=model_ii", "--run_dir=r", "--crop=32"], "need --front_end=smooth_residual"),
+        (["--config=model_ii", "--run_dir=r", "--binning=2"], "need --front_end=smooth_residual"),
+        (["--config=model_ii", "--run_dir=r", "--learning_rate=nan"], "learning_rate is nan"),
+        (["--seed=4294967296"], "seed"),
         (["--config=model_v"], "model_ii|"),
         (["--model=unet"], "<resnet|vit>"),
         (["--head=flow"], "<point|gaussian>"),
@@ -119,3 +124,22 @@ def test_bad_input_is_one_line(run_tool, arguments, message):
 def test_help_imports_no_tensorflow(run_tool):
     done = run_tool("train", "--help")
     assert "--flagfile" in done.stdout and "python tools/train.py" in done.stdout
+
+
+@pytest.mark.slow
+def test_deterministic_gives_the_same_bits(run_tool, tiny_data_dir, tmp_path):
+    for name in ("one", "two"):
+        done = run_tool(
+            "train", "--config=model_ii_instrument", f"--data_dir={tiny_data_dir}",
+            "--resnet_width=8", "--resnet_depth=1", "--resnet_stages=2", "--resnet_stem_stride=4",
+            "--batch_size=8", "--epochs=1", "--dropout=0.2", "--front_end=smooth_residual",
+            "--deterministic", f"--run_dir={tmp_path / name}",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    for line, other in zip(*lines, strict=True):
+        line.pop("images_per_second", None), other.pop("images_per_second", None)
+        assert line == other

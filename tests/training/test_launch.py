@@ -84,6 +84,34 @@ def test_run_of_other_flags_is_refused(finished_run, make_options, flags, messag
     assert "\n" not in str(info.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("recipe", "model_iii", "recipe model_iii, not model_ii_instrument"),
+        ("dataset_version", "0.9.0", "dataset_version 0.9.0, not 1.0.0"),
+        ("dataset_seed", 77, "dataset_seed 77, not 0"),
+        ("image_shape", [32, 32, 1], "image_shape .32, 32, 1., not .64, 64, 1."),
+        ("classes", ["axion", "cdm"], "classes .'axion', 'cdm'., not .'axion'."),
+        ("training_examples", 25, "training_examples 25, not 24"),
+    ],
+)
+def test_run_of_other_data_is_refused(finished_run, make_options, tmp_path, key, value, message):
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run.path, folder)
+    config = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(UserError, match=f"was trained on other data \\({message}\\)") as info:
+        train_run(make_options(folder))
+    assert "\n" not in str(info.value)
+
+
+def test_data_set_may_move(finished_run, make_options, tiny_data_dir, capsys, tmp_path):
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    (tmp_path / "moved").symlink_to(tiny_data_dir)
+    train_run(make_options(tmp_path / "run", data_dir=str(tmp_path / "moved")))
+    assert "resumed at step 6" in capsys.readouterr().out
+
+
 def test_folder_with_other_things_is_refused(make_options, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="exists and is not a run folder"):
@@ -132,6 +160,11 @@ def test_damaged_run_is_refused(finished_run, make_options, tmp_path, name, cont
             "width 10 is not a multiple of heads 4",
         ),
         ({"plan": {"epochs": 1, "profile_steps": (9, 10)}}, "training has only 3 steps"),
+        (
+            {"model": {"front_end": "smooth_residual"}, "augmentation": "d4"},
+            "can't fit lenses turned by --augmentation=d4: .* use auto, none or rot180",
+        ),
+        ({"plan": {"epochs": 1, "learning_rate": float("nan")}}, "learning_rate is nan"),
         ({"plan": {"epochs": 1, "clip_norm": 0.0}}, "clip_norm is 0.0, must be positive"),
     ],
 )

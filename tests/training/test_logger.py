@@ -72,8 +72,8 @@ def test_tensorboard_shows_scalars(finished_run, read_metrics):
     lines = read_metrics(finished_run.path)
     errors = {"mae/log10_m_axion", "mae/source_x"}
     for split, tags in [
-        ("train", {"loss", "learning_rate", "gradient_norm", "images_per_second", *errors}),
-        ("validation", {"loss", *errors}),
+        ("train", {"loss", "nll", "learning_rate", "gradient_norm", "images_per_second", *errors}),
+        ("validation", {"nll", *errors}),
     ]:
         events = _events(finished_run.logs_dir / split)
         assert tags <= set(events.Tags()["tensors"])

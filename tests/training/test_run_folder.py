@@ -77,6 +77,25 @@ def test_no_model_yet(finished_run, tmp_path):
         RunFolder.open(tmp_path).load_model()
 
 
+@pytest.mark.parametrize("key", ["dataset", "instrument", "pixel_scale", "num_parameters"])
+def test_incomplete_run_json(finished_run, tmp_path, key):
+    config = json.loads(finished_run.config_path.read_text())
+    del config[key]
+    (tmp_path / "run.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        RunFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
+def test_damaged_model(finished_run, tmp_path, kept):
+    (tmp_path / "run.json").write_bytes(finished_run.config_path.read_bytes())
+    whole = finished_run.model_path.read_bytes()
+    (tmp_path / "model.keras").write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(UserError, match=r"model\.keras is damaged") as info:
+        RunFolder.open(tmp_path).load_model()
+    assert "\n" not in str(info.value)
+
+
 def test_flags_round_trip(tmp_path):
     flags = {"classes": ["axion", "cdm"], "jit": ["true"], "data_dir": ["a b=c --d"], "e": [""]}
     write_flags(tmp_path / "flags.cfg", flags)

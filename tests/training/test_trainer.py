@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import stats
 
 from dlens_tf.errors import UserError
 from dlens_tf.models.heads import GaussianHead
@@ -17,7 +18,7 @@ from dlens_tf.pipeline import reading
 from dlens_tf.pipeline.batches import BatchSpec, TrainingBatches
 from dlens_tf.training.logger import RunLogger
 from dlens_tf.training.run_folder import RunFolder
-from dlens_tf.training.trainer import Interrupted, Trainer, TrainingPlan
+from dlens_tf.training.trainer import Interrupted, Trainer, TrainingPlan, save_model
 
 
 @pytest.fixture(autouse=True)
@@ -148,20 +149,44 @@ def test_compiled_equals_uncompiled(make_trainer, tmp_path, read_metrics):
 # Stopping early and keeping the best.
 
 
-def _script_losses(trainer, losses):
-    """Replaces the validation's losses by scripted ones."""
-    validate, rest = trainer.validate, iter(losses)
+@pytest.mark.parametrize("loss", ["nll", "beta_nll"])
+def test_validation_is_scored_by_the_likelihood(
+    make_trainer, tiny_folder, tiny_validation, read_metrics, tmp_path, loss
+):
+    targets = tiny_folder.parameters.select(["log10_m_axion", "source_x"])
+
+    def make_model():
+        image = keras.Input((64, 64, 1))
+        x = keras.layers.Rescaling(1e-2)(keras.layers.Flatten()(image))
+        return keras.Model(image, GaussianHead.for_targets(targets, loss, name="head")(x))
+
+    trainer = make_trainer(tmp_path, make_model=make_model, epochs=1, log_every=3)
+    metrics = trainer.fit()
+    outputs = RunFolder(tmp_path).load_model()(tiny_validation.images)
+    truth = np.stack([tiny_validation.parameters[n] for n in targets.names], axis=-1)
+    density = stats.norm.logpdf(truth, outputs["mean"], outputs["stddev"]) + np.log(targets.stds)
+    assert metrics["nll"] == pytest.approx(-density.mean(), rel=1e-4)
+    assert trainer.best_score == metrics["nll"]
+    assert "loss" not in metrics
+    training, validation = read_metrics(tmp_path)
+    assert validation["nll"] == metrics["nll"] and "loss" not in validation
+    assert (training["loss"] == pytest.approx(training["nll"], rel=1e-6)) == (loss == "nll")
+
+
+def _script_scores(trainer, scores):
+    """Replaces the validation's scores by scripted ones."""
+    validate, rest = trainer.validate, iter(scores)
 
     def scripted():
         metrics, outputs = validate()
-        return {**metrics, "loss": next(rest)}, outputs
+        return {**metrics, "nll": next(rest)}, outputs
 
     trainer.validate = scripted
 
 
 def test_best_model_is_kept_and_training_stops_early(make_trainer, tmp_path, read_metrics):
     trainer = make_trainer(tmp_path, epochs=9, patience=2, learning_rate=0.1)
-    _script_losses(trainer, [2.0, 1.0, 1.5, 1.0])
+    _script_scores(trainer, [2.0, 1.0, 1.5, 1.0])
     averages = []
     validate = trainer.validate
 
@@ -170,9 +195,9 @@ def test_best_model_is_kept_and_training_stops_early(make_trainer, tmp_path, rea
         return validate()
 
     trainer.validate = recording
-    assert trainer.fit()["loss"] == 1.0
-    assert trainer.step == 12  # the fourth epoch's equal loss is no improvement
-    assert trainer.best_loss == 1.0
+    assert trainer.fit()["nll"] == 1.0
+    assert trainer.step == 12  # the fourth epoch's equal score is no improvement
+    assert trainer.best_score == 1.0
     model = RunFolder(tmp_path).load_model()
     _assert_all_close(_values(model.weights), averages[1], atol=0)
     assert any(not np.array_equal(a, b) for a, b in zip(averages[1], averages[3], strict=True))
@@ -185,14 +210,14 @@ def test_best_model_is_kept_and_training_stops_early(make_trainer, tmp_path, rea
 
 def test_patience_is_remembered(make_trainer, at_step, tmp_path):
     trainer = make_trainer(tmp_path, epochs=9, patience=2)
-    _script_losses(trainer, [1.0, 1.5])
+    _script_scores(trainer, [1.0, 1.5])
     at_step(lambda step: signal.raise_signal(signal.SIGINT) if step == 7 else None)
     with pytest.raises(Interrupted):
         trainer.fit()
     kept = (tmp_path / "model.keras").read_bytes()
     resumed = make_trainer(tmp_path, epochs=9, patience=2)
-    assert resumed.best_loss == 1.0
-    _script_losses(resumed, [1.25])
+    assert resumed.best_score == 1.0
+    _script_scores(resumed, [1.25])
     resumed.fit()
     assert resumed.step == 9
     assert (tmp_path / "model.keras").read_bytes() == kept
@@ -247,7 +272,7 @@ def test_resumed_equals_uninterrupted(
 def test_interrupted_in_the_last_step_is_finished(make_trainer, at_step, tmp_path):
     at_step(lambda step: signal.raise_signal(signal.SIGINT) if step == 3 else None)
     trainer = make_trainer(tmp_path, epochs=1)
-    assert math.isfinite(trainer.fit()["loss"])
+    assert math.isfinite(trainer.fit()["nll"])
 
 
 def test_second_signal_acts_at_once(make_trainer, at_step, tmp_path):
@@ -397,6 +422,37 @@ def test_profile_after_the_end_is_refused(make_trainer, tmp_path):
 def test_clip_norm_must_be_positive(clip_norm):
     with pytest.raises(UserError, match=r"clip_norm is .* must be positive"):
         TrainingPlan(epochs=1, clip_norm=clip_norm)
+
+
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "warmup_fraction", "weight_decay", "ema_momentum"]
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_plan_must_be_finite(name, value):
+    with pytest.raises(UserError, match=f"{name} is {value}, must be a finite number"):
+        TrainingPlan(epochs=1, **{name: value})
+
+
+@pytest.mark.parametrize("failing", ["save", "replace"])
+def test_model_that_cannot_be_written_leaves_the_last(make_trainer, tmp_path, monkeypatch, failing):
+    trainer = make_trainer(tmp_path)
+    save_model(trainer.averaged, RunFolder(tmp_path))
+    before = (tmp_path / "model.keras").read_bytes()
+
+    def fail(*arguments):
+        if failing == "save":
+            Path(arguments[0]).write_text("cut off")
+        raise OSError(28, "No space left on device")
+
+    if failing == "save":
+        monkeypatch.setattr(trainer.averaged, "save", fail)
+    else:
+        monkeypatch.setattr("dlens_tf.io.files.os.replace", fail)
+    with pytest.raises(UserError, match=r"can't write .*model\.keras: No space left") as info:
+        save_model(trainer.averaged, RunFolder(tmp_path))
+    assert "\n" not in str(info.value)
+    assert (tmp_path / "model.keras").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
 
 
 def test_damaged_shard_of_a_stream_is_named(tiny_folder, make_trainer, tmp_path, monkeypatch):

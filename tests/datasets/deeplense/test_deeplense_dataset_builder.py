@@ -2,8 +2,10 @@ import json
 from pathlib import Path
 from typing import ClassVar
 
+import lenstronomy
 import numpy as np
 import pytest
+import scipy
 import tensorflow_datasets as tfds
 from dlens_tf.datasets.deeplense import Builder, deeplense_dataset_builder
 
@@ -113,6 +115,9 @@ def test_provenance(tiny_data_dir):
         "symmetry": "rot180", "dlens_tf_version": __version__,
     }  # fmt: skip
     assert expected.items() <= metadata.items()
+    assert metadata["library_versions"] == {
+        "lenstronomy": lenstronomy.__version__, "numpy": np.__version__, "scipy": scipy.__version__,
+    }  # fmt: skip
     parameters = ParameterSet.from_dicts(metadata["parameters"])
     assert parameters == get_recipe(CONFIG).class_parameters("axion")
 
