@@ -35,11 +35,11 @@ quickstart: $(STAMP)  ## simulate, train, evaluate, export and predict, in under
 	$(BIN)/python tools/quickstart.py $(QUICKSTART_FLAGS)
 
 test: $(STAMP)  ## the whole test suite, fast tests first
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(PYTEST_FLAGS)
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
 test-fast: $(STAMP)  ## the tests that are not marked slow
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(PYTEST_FLAGS)
 
 lint: $(STAMP)  ## ruff: lint rules and format
 	$(BIN)/ruff check .

@@ -30,6 +30,7 @@ train_run(RunOptions(**json.loads(sys.argv[1])))
 """
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(make_options, assert_same_run, tmp_path):
     model = {
         "backbone": "resnet",
