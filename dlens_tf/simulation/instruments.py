@@ -78,6 +78,19 @@ class Instrument:
         return SingleBand(**self.single_band_kwargs())
 
 
+_F160W = Instrument(
+    name="hst_wfc3_f160w",
+    pixel_scale=0.08,
+    psf_fwhm=0.08,
+    magnitude_zero_point=25.96,
+    sky_brightness=22.3,
+    exposure_time=5400.0,
+    num_exposures=1,
+    read_noise=4.0,
+    gain=2.5,
+    source="lenstronomy 1.14.2 HST WFC3 F160W preset; its PSF is narrower than HST's",
+)
+
 INSTRUMENTS: dict[str, Instrument] = {
     instrument.name: instrument
     for instrument in [
@@ -118,28 +131,11 @@ INSTRUMENTS: dict[str, Instrument] = {
             gain=3.1,
             source="lenstronomy 1.14.2 Euclid VIS preset (arXiv:2405.13496, 2405.13493)",
         ),
-        Instrument(
-            name="hst_wfc3_f160w",
-            pixel_scale=0.08,
-            psf_fwhm=0.08,
-            magnitude_zero_point=25.96,
-            sky_brightness=22.3,
-            exposure_time=5400.0,
-            num_exposures=1,
-            read_noise=4.0,
-            gain=2.5,
-            source="lenstronomy 1.14.2 HST WFC3 F160W preset; its PSF is narrower than HST's",
-        ),
-        Instrument(
+        _F160W,
+        dataclasses.replace(
+            _F160W,
             name="hst_wfc3_f160w_native_psf",
-            pixel_scale=0.08,
             psf_fwhm=0.15,
-            magnitude_zero_point=25.96,
-            sky_brightness=22.3,
-            exposure_time=5400.0,
-            num_exposures=1,
-            read_noise=4.0,
-            gain=2.5,
             source="the same with the PSF of undrizzled frames (Windhorst et al. 2011)",
         ),
         Instrument(
