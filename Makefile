@@ -1,17 +1,19 @@
 # `make help` lists the targets. PYTHON chooses the interpreter for the virtual environment,
-# VENV where it is made; PYTEST_FLAGS and QUICKSTART_FLAGS are added to those commands.
+# VENV where it is made; PYTEST_FLAGS, QUICKSTART_FLAGS and BENCHMARK_FLAGS are added to those
+# commands.
 
 PYTHON ?= python3.11
 VENV ?= .venv
 PYTEST_FLAGS ?=
 QUICKSTART_FLAGS ?=
+BENCHMARK_FLAGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test test-fast lint clean
+.PHONY: help setup quickstart benchmark test test-fast lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -33,6 +35,11 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 
 quickstart: $(STAMP)  ## simulate, train, evaluate, export and predict, in under 10 minutes
 	$(BIN)/python tools/quickstart.py $(QUICKSTART_FLAGS)
+
+benchmark: $(STAMP)  ## the tables of docs/benchmarks.md, on a machine that does nothing else
+	$(BIN)/python tools/benchmark.py --suite=simulation $(BENCHMARK_FLAGS)
+	$(BIN)/python tools/benchmark.py --suite=reading $(BENCHMARK_FLAGS)
+	$(BIN)/python tools/benchmark.py --suite=training $(BENCHMARK_FLAGS)
 
 test: $(STAMP)  ## the whole test suite, fast tests first
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(PYTEST_FLAGS)

@@ -1,7 +1,7 @@
 """Packaging of dlens_tf.
 
-`datasets/` and `tools/` stand at top level in the repository and are installed inside the
-dlens_tf namespace: a top-level package named `datasets` would shadow Hugging Face's.
+`datasets/`, `tools/` and `benchmarks/` stand at top level in the repository and are installed
+inside the dlens_tf namespace: a top-level package named `datasets` would shadow Hugging Face's.
 """
 
 import re
@@ -10,7 +10,17 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-TOOLS = ["build_dataset", "explore", "train", "evaluate", "export", "predict", "quickstart"]
+TOOLS = [
+    "build_dataset", "explore", "train", "evaluate", "export", "predict", "quickstart",
+    "benchmark",
+]  # fmt: skip
+
+# pyHalo is what dlens_tf's halo populations are tested against; nothing imports it at run time.
+# 1.3.5 is the version whose presets they reproduce. 1.4.0 to 1.4.6 import as cleanly, but other
+# concentrations and positions are their defaults; 1.4.7 and later import lenstronomy profiles
+# that no release of lenstronomy has (core_collapsed_halo, core_collapsed_halo_bh, king). It
+# declares Click alone, so what else it imports and dlens_tf does not require stands here.
+POPULATIONS = ["pyHalo>=1.3.5,<1.4", "colossus>=1.3", "mcfit>=0.0.18"]
 
 INIT = (ROOT / "dlens_tf" / "__init__.py").read_text(encoding="utf-8")
 VERSION = re.search(r'^__version__ = "([^"]+)"$', INIT, re.MULTILINE).group(1)
@@ -38,12 +48,17 @@ setup(
         "dlens_tf.datasets",
         *(f"dlens_tf.datasets.{name}" for name in find_packages("datasets")),
         "dlens_tf.tools",
+        "dlens_tf.benchmarks",
     ],
-    package_dir={"dlens_tf.datasets": "datasets", "dlens_tf.tools": "tools"},
+    package_dir={f"dlens_tf.{name}": name for name in ("datasets", "tools", "benchmarks")},
     package_data={
-        # What the builder reads beside its code, or TFDS looks for there.
-        "dlens_tf.datasets.deeplense": ["*.md", "*.bib", "*.txt", "dummy_data/*"],
+        # What a builder reads beside its code, or TFDS looks for there.
+        **{
+            f"dlens_tf.datasets.{name}": ["*.md", "*.bib", "*.txt", "dummy_data/*"]
+            for name in find_packages("datasets")
+        },
         "dlens_tf.evaluation": ["report.html"],
+        "dlens_tf.simulation": ["data/*.md", "data/*/*.md", "data/*/*.fits", "data/*/*.npy"],
     },
     # Lower bounds: what the code needs, or, of the machine-learning stack, the tested series.
     # constraints.txt holds the exact versions that the tests ran with.
@@ -67,8 +82,10 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "beam": ["apache-beam>=2.60", "mlcroissant"],
+        "beam": ["apache-beam>=2.77"],
+        "populations": POPULATIONS,
         "dev": [
+            *POPULATIONS,
             "dill",  # tfds.testing imports it
             "pillow",
             "pytest>=8",

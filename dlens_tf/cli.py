@@ -4,64 +4,20 @@ A tool is a module with flags, a `main(argv)` and `entry = cli.program(main)`; i
 TensorFlow inside `main`, so that `--help` answers at once.
 """
 
-import importlib.abc
-import importlib.util
 import logging as log_records
 import os
 import sys
-import tempfile
 import types
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
+from dlens_tf.commands import command_line as command_line  # tools take it from here
 from dlens_tf.errors import UserError
+from dlens_tf.quiet import silence_tensorflow
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
-
-
-class _SilentImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports one package with the process's stderr set aside.
-
-    TensorFlow's C++ code logs while it is loaded, before any setting of its own can stop it, so
-    the file descriptor itself is redirected. If the import fails, what was written is shown.
-    """
-
-    def __init__(self, package: str):
-        self._package = package
-        self._searching = False
-
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname != self._package or self._searching:
-            return None
-        self._searching = True  # lets the finders behind this one answer
-        try:
-            spec = importlib.util.find_spec(fullname)
-        finally:
-            self._searching = False
-        if spec is not None:
-            self._loader, spec.loader = spec.loader, self
-        return spec
-
-    def create_module(self, spec):
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module):
-        module.__spec__.loader = module.__loader__ = self._loader
-        with tempfile.TemporaryFile() as messages:
-            sys.stderr.flush()
-            screen = os.dup(2)
-            os.dup2(messages.fileno(), 2)
-            try:
-                self._loader.exec_module(module)
-            except BaseException:
-                messages.seek(0)
-                os.write(screen, messages.read())
-                raise
-            finally:
-                os.dup2(screen, 2)
-                os.close(screen)
 
 
 class _Formatter(log_records.Formatter):
@@ -73,17 +29,12 @@ class _Formatter(log_records.Formatter):
 
 def quiet_tensorflow() -> None:
     """Keeps TensorFlow's start-up messages off the screen; to be called before it is imported."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("NO_GCE_CHECK", "true")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    silence_tensorflow()
     if not os.path.exists("/dev/nvidiactl"):
         # Stops TensorFlow from looking, and complaining, where there is no NVIDIA driver.
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(_Formatter())
-    silenced = any(isinstance(finder, _SilentImport) for finder in sys.meta_path)
-    if "tensorflow" not in sys.modules and not silenced:
-        sys.meta_path.insert(0, _SilentImport("tensorflow"))
 
 
 def _flush_to_reader() -> None:
@@ -150,12 +101,6 @@ def program(main: Callable[[Sequence[str]], int | None]) -> Callable[[], None]:
         app.run(guarded, flags_parser=_parse_flags)
 
     return entry
-
-
-def command_line(tool: str, **values: object) -> str:
-    """The command a user would type, for messages that say what to run."""
-    arguments = " ".join(f"--{name}={value}" for name, value in values.items())
-    return f"python tools/{tool}.py {arguments}".strip()
 
 
 def require(**values: object) -> None:

@@ -87,8 +87,55 @@ class Normal:
                 return float(self.mean + self.std * value)
 
 
-Prior = Constant | Uniform | Normal
-_PRIORS = {cls.__name__.lower(): cls for cls in (Constant, Uniform, Normal)}
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One of a few evenly spaced values, all equally likely: low, low + step, …, high."""
+
+    low: float
+    high: float
+    number: int
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The values, ascending; the position is the class of a classification."""
+        return tuple(float(v) for v in np.linspace(self.low, self.high, int(self.number)))
+
+    @property
+    def mean(self) -> float:
+        return 0.5 * (self.low + self.high)
+
+    @property
+    def std(self) -> float:
+        return float(np.std(self.values))
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return (self.low, self.high)
+
+    def sample(self, rng: np.random.Generator) -> float:
+        return self.values[int(rng.integers(int(self.number)))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Derived:
+    """What is known beforehand of a label that is computed from the drawn lens.
+
+    It has no law of its own to be sampled from: mean, deviation and range are those that the
+    recipe's other priors give it.
+    """
+
+    mean: float
+    std: float
+    low: float
+    high: float
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return (self.low, self.high)
+
+
+Prior = Constant | Uniform | Normal | Choice | Derived
+_PRIORS = {cls.__name__.lower(): cls for cls in (Constant, Uniform, Normal, Choice, Derived)}
 
 
 def prior_to_dict(prior: Prior) -> dict[str, Any]:
@@ -170,7 +217,8 @@ CATALOGUE: dict[str, Parameter] = {
             "log10_m_axion",
             r"\log_{10} m_\mathrm{axion}",
             "log10(eV)",
-            'logarithm of the axion mass; sets the vortex length 2h, h = 0.03" (1e-22 eV / m)',
+            'logarithm of the axion mass; sets the length of a vortex (h = 0.03" 1e-22 eV / m) '
+            "or the cut-off and cores of a population of halos",
         ),
         Parameter(
             "phi_vortex",
@@ -179,7 +227,49 @@ CATALOGUE: dict[str, Parameter] = {
             "position angle of the vortex, from +x towards +y",
             period=math.pi,
         ),
+        Parameter(
+            "sigma_sub",
+            r"\Sigma_\mathrm{sub}",
+            "kpc^-2",
+            "normalisation of the subhalo mass function per projected area",
+        ),
+        Parameter(
+            "shmf_slope",
+            r"\alpha_\mathrm{sub}",
+            "",
+            "logarithmic slope of the subhalo mass function",
+        ),
+        Parameter(
+            "log10_m_hm",
+            r"\log_{10} m_\mathrm{hm}",
+            "log10(M_sun)",
+            "logarithm of the half-mode mass of warm dark matter",
+        ),
+        Parameter(
+            "cross_section",
+            r"\sigma/m",
+            "cm^2/g",
+            "self-interaction cross-section of dark matter by mass",
+        ),
+        Parameter(
+            "log10_m_cut",
+            r"\log_{10} m_\mathrm{cut}",
+            "log10(M_sun)",
+            "logarithm of the mass below which there are no subhalos",
+        ),
+        Parameter(
+            "log10_f_sub",
+            r"\log_{10} f_\mathrm{sub}",
+            "",
+            "logarithm of the realised fraction of mass in subhalos, in projection within theta_E",
+        ),
         Parameter("theta_E", r"\theta_\mathrm{E}", "arcsec", "Einstein radius of the main lens"),
+        Parameter(
+            "gamma_epl",
+            r"\gamma_\mathrm{EPL}",
+            "",
+            "slope of the main lens's density, r^-gamma; 2 is isothermal",
+        ),
         *_pair(("e1", "e2"), ("e_1", "e_2"), "", "ellipticity of the main lens", 2),
         *_pair(("gamma1", "gamma2"), (r"\gamma_1", r"\gamma_2"), "", "external shear", 2),
         *_pair(
@@ -207,6 +297,37 @@ CATALOGUE: dict[str, Parameter] = {
         ),
         Parameter(
             "source_magnitude", r"m_\mathrm{src}", "mag", "unlensed AB magnitude of the source"
+        ),
+        Parameter(
+            "source_phi",
+            r"\phi_\mathrm{src}",
+            "rad",
+            "angle by which the source galaxy's picture is turned",
+            period=2.0 * math.pi,
+        ),
+        Parameter(
+            "source_scale",
+            r"s_\mathrm{src}",
+            "",
+            "factor on the apparent size of the source galaxy",
+        ),
+        Parameter("lens_magnitude", r"m_\mathrm{lens}", "mag", "AB magnitude of the lens's light"),
+        Parameter(
+            "lens_R_sersic",
+            r"R_\mathrm{lens}",
+            "arcsec",
+            "half-light radius of the lens's light, which has the centre and shape of its mass",
+        ),
+        Parameter("lens_n_sersic", r"n_\mathrm{lens}", "", "Sersic index of the lens's light"),
+        *(
+            Parameter(
+                f"{who}_color_{band}",
+                rf"(m_1 - m_{band})_\mathrm{{{who[:3]}}}",
+                "mag",
+                f"colour of the {who}: magnitude in the first band minus that in band {band}",
+            )
+            for who in ("source", "lens")
+            for band in (2, 3)
         ),
     ]
 }
@@ -283,8 +404,13 @@ class ParameterSet:
         return ParameterSet(self[name] for name in names)
 
     def sample(self, rng: np.random.Generator) -> dict[str, float]:
-        """One draw from the prior, parameter by parameter in order."""
-        return {p.name: p.prior.sample(rng) for p in self}
+        """One draw from the prior, parameter by parameter in order; without derived labels."""
+        return {p.name: p.prior.sample(rng) for p in self if not isinstance(p.prior, Derived)}
+
+    @property
+    def derived(self) -> list[str]:
+        """Names of the labels that are computed from the drawn lens."""
+        return [p.name for p in self if isinstance(p.prior, Derived)]
 
     @property
     def means(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dlens_tf.parameters import Constant, Normal, Uniform
-from dlens_tf.simulation.catalogue import CONFIGS
+from dlens_tf.simulation.catalogue import all_configs
 from dlens_tf.simulation.instruments import INSTRUMENTS
 from dlens_tf.simulation.recipes import RECIPES
 
@@ -69,7 +69,7 @@ def test_commands_exist_with_their_flags(path):
             if name == "flagfile" and value.startswith("configs/"):
                 assert (ROOT / value).is_file(), value
             if name == "config":
-                assert value in CONFIGS
+                assert value in all_configs()
             if name == "recipe" and "<" not in value:
                 assert value in RECIPES
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ["setup.py", "pyproject.toml", "README.md", "LICENSE", "dlens_tf", "datasets", "tools"]
+PACKAGES = ["dlens_tf", "datasets", "tools", "benchmarks"]
+SOURCES = ["setup.py", "pyproject.toml", "README.md", "LICENSE", *PACKAGES]
 
 
 def run(*command: object, cwd: Path) -> subprocess.CompletedProcess:
@@ -105,7 +106,7 @@ def test_only_our_own_name_is_installed(members):
 
 
 def test_every_module_is_in_the_wheel(members):
-    for package in ("dlens_tf", "datasets", "tools"):
+    for package in PACKAGES:
         inside = "" if package == "dlens_tf" else "dlens_tf/"
         for path in (ROOT / package).rglob("*.py"):
             assert inside + path.relative_to(ROOT).as_posix() in members
@@ -114,7 +115,7 @@ def test_every_module_is_in_the_wheel(members):
 def test_every_other_file_of_the_packages_is_in_the_wheel(members):
     expected = {
         ("" if package == "dlens_tf" else "dlens_tf/") + path.relative_to(ROOT).as_posix()
-        for package in ("dlens_tf", "datasets", "tools")
+        for package in PACKAGES
         for path in (ROOT / package).rglob("*")
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
@@ -150,7 +151,7 @@ def test_the_builder_is_found_from_another_folder(installed, tmp_path):
         "print(dlens_tf.__file__)\n"
         "print(deeplense.__file__)\n"
         "print(type(builder).__module__, builder.info.citation[:8])\n"
-        "print([importlib.util.find_spec(name) for name in ('datasets', 'tools')])\n"
+        "print([importlib.util.find_spec(name) for name in ('datasets', 'tools', 'benchmarks')])\n"
     )
     done = run(installed / "bin" / "python", "-c", code, cwd=tmp_path)
     package, deeplense, builder, top_level = done.stdout.splitlines()
@@ -158,7 +159,7 @@ def test_the_builder_is_found_from_another_folder(installed, tmp_path):
     assert Path(deeplense).is_relative_to(installed)
     assert builder.startswith("dlens_tf.datasets.deeplense")
     assert "@" in builder  # the citation beside the builder was read
-    assert top_level == "[None, None]"
+    assert top_level == "[None, None, None]"
 
 
 def test_console_scripts_answer_from_another_folder(installed, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from dlens_tf.inference.bundle import find_bundle
 from dlens_tf.simulation.recipes import get_recipe
-from dlens_tf.simulation.simulator import simulate
+from dlens_tf.simulation.simulator import Simulator
 
 FOLDER = Path(__file__).parents[1] / "saved_models"
 MODELS = sorted(path.parent for path in FOLDER.glob("*/README.md"))
@@ -21,7 +21,7 @@ def test_model_answers_fresh_images(model):
     predictor.manifest.verify(find_bundle(model))
     recipe = get_recipe(predictor.manifest.recipe)
     seed = 77  # no data set of a released model is made with it
-    lenses = [simulate(recipe, "axion", seed, i) for i in range(60)]
+    lenses = Simulator(recipe).simulate_many("axion", seed, range(60))
     posterior = predictor.predict(np.stack([lens.image for lens in lenses]))
     names = predictor.manifest.parameters.names
     truth = np.array([[lens.parameters[name] for name in names] for lens in lenses])

@@ -10,7 +10,8 @@ from pathlib import Path
 from absl import flags
 
 from dlens_tf import cli
-from dlens_tf.errors import choose
+from dlens_tf.errors import UserError, choose
+from dlens_tf.simulation.engines import ENGINES
 from dlens_tf.simulation.recipes import RECIPES
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -20,15 +21,39 @@ flags.DEFINE_enum("recipe", None, sorted(RECIPES), "Recipe to draw.")
 flags.DEFINE_string("output", "gallery.png", f"Picture to write: {', '.join(FORMATS)}.")
 flags.DEFINE_integer("num", 4, "Lenses of each class.", lower_bound=1, upper_bound=12)
 flags.DEFINE_integer("seed", 0, "Seed of the simulation.", lower_bound=0)
+flags.DEFINE_list("classes", None, "Classes to draw, of those that the recipe has; default: all.")
+flags.DEFINE_enum("engine", "lenstronomy", ENGINES, "What renders the images.")
+flags.DEFINE_string(
+    "galaxies",
+    None,
+    "Catalogue of real galaxies as sources (GalSim's layout), for recipes that take them; "
+    "default: the ten that come with the package.",
+)
 
 
 def main(argv):
     del argv
     cli.require(recipe=FLAGS.recipe, output=FLAGS.output)
     choose("picture format", Path(FLAGS.output).suffix, FORMATS)
+    recipe = RECIPES[FLAGS.recipe]
+    for dm_class in FLAGS.classes or ():
+        choose("class", dm_class, recipe.classes)
+    if FLAGS.galaxies is not None and not recipe.has_galaxies:
+        raise UserError(
+            f"--galaxies is of no use to {recipe.name}: its sources are Sersic profiles"
+        )
+    from dlens_tf.simulation.galaxies import GalaxyCatalogue
     from dlens_tf.simulation.gallery import save_gallery
 
-    save_gallery(RECIPES[FLAGS.recipe], FLAGS.output, FLAGS.num, FLAGS.seed)
+    save_gallery(
+        recipe,
+        FLAGS.output,
+        FLAGS.num,
+        FLAGS.seed,
+        engine=FLAGS.engine,
+        galaxies=GalaxyCatalogue.open(FLAGS.galaxies) if recipe.has_galaxies else None,
+        classes=FLAGS.classes,
+    )
     print(f"wrote {FLAGS.output}")
 
 

@@ -3,22 +3,26 @@
     python tools/train.py --flagfile=configs/model_ii_cnn.flags --run_dir=runs/cnn
 
 Flags after the flagfile win. The same command after an interruption goes on where it stopped.
-Watch it with: tensorboard --logdir runs
+With --data=simulate:<recipe> training images are simulated as they are needed; validation and
+test are those of the data set all the same. Watch it with: tensorboard --logdir runs
 """
 
 import sys
+from typing import Any
 
 from absl import flags
 
 from dlens_tf import cli
 from dlens_tf.errors import UserError
-from dlens_tf.simulation.catalogue import CONFIGS
+from dlens_tf.simulation.catalogue import DATASETS, all_configs
+from dlens_tf.simulation.engines import ENGINES
 from dlens_tf.simulation.recipes import CLASSES
+from dlens_tf.training.launch import RunOptions
 
 FLAGS = flags.FLAGS
 # Data.
-flags.DEFINE_enum("dataset", "deeplense", ["deeplense"], "Data set.")
-flags.DEFINE_enum("config", None, sorted(CONFIGS), "Configuration of the data set.")
+flags.DEFINE_enum("dataset", "deeplense", sorted(DATASETS), "Data set.")
+flags.DEFINE_enum("config", None, all_configs(), "Configuration of the data set.")
 flags.DEFINE_string("data_dir", "data", "Folder under which data sets are kept.")
 flags.DEFINE_multi_enum("classes", [], CLASSES, "Classes to keep; all if not given. Repeatable.")
 flags.DEFINE_list("targets", ["log10_m_axion"], "Parameters to infer, comma-separated.")
@@ -29,6 +33,19 @@ flags.DEFINE_enum(
     "Turns and mirror images, of labels too; auto: the symmetry of the data set's prior.",
 )
 flags.DEFINE_enum("cache", "memory", ["memory", "none"], "Hold decoded images, or stream them.")
+flags.DEFINE_string(
+    "data", None, "Training images: dataset, or simulate:<recipe> (default: dataset)."
+)
+flags.DEFINE_integer(
+    "examples_per_epoch",
+    None,
+    f"Simulated images that count as an epoch (default: {RunOptions.examples_per_epoch}).",
+    lower_bound=1,
+)
+flags.DEFINE_enum("engine", None, ENGINES, f"Of --data=simulate (default: {RunOptions.engine}).")
+flags.DEFINE_string(
+    "galaxies", None, "Catalogue of real galaxies for --data=simulate; default: the bundled one."
+)
 flags.DEFINE_integer("max_validation", 2000, "Validation images used at most.", lower_bound=1)
 # Model.
 flags.DEFINE_enum("model", "resnet", ["resnet", "vit"], "Backbone.")
@@ -90,7 +107,9 @@ flags.DEFINE_integer("log_every", 20, "Steps between log lines.", lower_bound=1)
 flags.DEFINE_list("profile_steps", [], "First and last step of a TensorBoard profile: a,b.")
 
 # Flags that change where or how a run is watched, not what it computes.
-HARMLESS = ("run_dir", "data_dir", "log_every", "profile_steps", "strategy", "logical_devices")
+HARMLESS = (
+    "run_dir", "data_dir", "galaxies", "log_every", "profile_steps", "strategy", "logical_devices",
+)  # fmt: skip
 
 _MODEL_FLAGS = {
     "resnet": {
@@ -120,17 +139,33 @@ def _profile_steps() -> tuple[int, int] | None:
     return first, last
 
 
-def run_options():
-    """The flags as a `launch.RunOptions`."""
-    from dlens_tf.training.launch import RunOptions
+def _simulation() -> dict[str, Any]:
+    """Values of the flags that belong to --data=simulate; {} without it."""
+    given = {name: FLAGS[name].value for name in ("engine", "examples_per_epoch", "galaxies")}
+    if FLAGS.data is None or not FLAGS.data.startswith("simulate"):
+        for name, value in given.items():
+            if value is not None:
+                raise UserError(f"--{name} needs --data=simulate:<recipe>")
+        return {}
+    if FLAGS.cache != "memory":
+        raise UserError(f"--cache={FLAGS.cache} needs --data=dataset: nothing is read to be cached")
+    return {
+        name: getattr(RunOptions, name) if value is None else value for name, value in given.items()
+    }
 
+
+def run_options() -> RunOptions:
+    """The flags as a `launch.RunOptions`."""
     backbone_flags = _MODEL_FLAGS[FLAGS.model]
     front_end_options = {}
     if FLAGS.front_end == "smooth_residual":
         front_end_options = {"crop": FLAGS.crop, "binning": FLAGS.binning}
     elif FLAGS.crop is not None or FLAGS.binning != 1:
         raise UserError("--crop and --binning need --front_end=smooth_residual")
+    simulation = _simulation()
     own_flags = FLAGS.get_key_flags_for_module(sys.modules[__name__])
+    texts = {flag.name: _texts(flag) for flag in own_flags if flag.value not in (None, [])}
+    texts |= {name: [str(value)] for name, value in simulation.items() if value is not None}
     return RunOptions(
         dataset=FLAGS.dataset,
         config=FLAGS.config,
@@ -172,8 +207,10 @@ def run_options():
             )
         }
         | {"profile_steps": _profile_steps()},
-        flags={flag.name: _texts(flag) for flag in own_flags if flag.value not in (None, [])},
+        flags=dict(sorted(texts.items())),
         harmless_flags=HARMLESS,
+        data=FLAGS.data or "dataset",
+        **simulation,
     )
 
 

@@ -24,11 +24,19 @@ NOISE_LAWS = ("deeplense_counts", "instrument")
 
 def check_recipe(recipe: Recipe) -> None:
     """Raises a `UserError` if this front end does not fit the recipe."""
-    free = {p.name for p in recipe.shared_parameters.free}
-    if free != _FREE or recipe.noise not in NOISE_LAWS or recipe.supersampling != 1:
+    fits = (
+        {p.name for p in recipe.shared_parameters.free} == _FREE
+        and recipe.noise in NOISE_LAWS
+        and recipe.supersampling == 1
+        and len(recipe.bands) == 1
+        and recipe.instrument.psf_kernel is None
+        and not recipe.has_galaxies
+        and "lens_magnitude" not in recipe.priors
+    )
+    if not fits:
         raise UserError(
-            f"front end 'smooth_residual' needs a noisy recipe with a fixed macro-model, which "
-            f"'{recipe.name}' is not; use --front_end=flux"
+            f"front end 'smooth_residual' needs a noisy recipe with a fixed macro-model, one band "
+            f"and a Gaussian PSF, which '{recipe.name}' is not; use --front_end=flux"
         )
     index = recipe.shared_parameters["source_n_sersic"].prior.value
     if index != 1.0:

@@ -1,16 +1,21 @@
-"""Batches for training: shuffled, augmented, and a pure function of (seed, step).
+"""Batches for training: a pure function of (seed, step), whatever they come from.
 
-The order of epoch e is a permutation drawn from (seed, e), and so are its augmentations:
-training resumed at any step sees what uninterrupted training would have seen, and any number
-of devices sees the same global batches.
+`Batches` is what the trainer knows of them. `TrainingBatches` come from a stored data set,
+`simulated.SimulatedBatches` straight from the simulation. Training resumed at any step sees
+what uninterrupted training would have seen, and any number of devices sees the same global
+batches.
 
-With `cache="memory"` the decoded split is held in memory and every epoch is a fresh, full
-permutation. With `cache="none"` examples are streamed: shards in a fresh order each epoch,
-then a shuffle buffer.
+The order of epoch e of a stored data set is a permutation drawn from (seed, e), and so are its
+augmentations. With `cache="memory"` the decoded split is held in memory and every epoch is a
+fresh, full permutation. With `cache="none"` examples are streamed: shards in a fresh order each
+epoch, then a shuffle buffer.
 """
 
+import abc
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -32,7 +37,7 @@ class BatchSpec:
       batch_size: examples in a global batch.
       seed: of order and augmentation.
       augmentation: one of `augment.AUGMENTATIONS`.
-      cache: "memory" or "none".
+      cache: "memory" or "none"; of a stored data set.
       classes: classes to keep; None keeps all.
     """
 
@@ -91,59 +96,61 @@ def load_arrays(
     return Arrays(images, parameters).first(count)
 
 
-class TrainingBatches:
+class Rows(NamedTuple):
+    """Some examples of a batch: images [N, H, W, C], and by name and turn [N] each."""
+
+    images: np.ndarray
+    parameters: dict[str, np.ndarray]
+    turns: augment.Turns
+
+    def part(self, piece: slice) -> "Rows":
+        """Some of them."""
+        return Rows(
+            self.images[piece],
+            {name: values[piece] for name, values in self.parameters.items()},
+            augment.Turns(*(values[piece] for values in self.turns)),
+        )
+
+
+class Batches(abc.ABC):
     """An endless, resumable source of training batches.
 
     Args:
-      folder: an open data set.
       spec: how to make batches.
+      image_shape: of an image, (H, W, C).
 
     Attributes:
-      spec, folder: as given.
-      num_examples: training examples of the chosen classes.
+      spec: as given.
+      num_examples: examples in an epoch.
 
     Raises:
-      UserError: if the split holds fewer examples than a batch.
+      UserError: if the augmentation is unknown.
     """
 
-    def __init__(self, folder: DatasetFolder, spec: BatchSpec):
-        choose("cache", spec.cache, CACHES)
+    num_examples: int
+
+    def __init__(self, spec: BatchSpec, image_shape: tuple[int, int, int]):
         choose("augmentation", spec.augmentation, augment.AUGMENTATIONS)
         self.spec = spec
-        self.folder = folder
+        self._image_shape = image_shape
         self._names = augment.partners(list(spec.targets))
-        self._arrays = None
-        if spec.cache == "memory":
-            self._arrays = load_arrays(folder, "train", self._names, spec.classes)
-            self.num_examples = len(self._arrays)
-        else:
-            self.num_examples = self._count()
-        if self.num_examples < spec.batch_size:
-            raise UserError(
-                f"batch_size {spec.batch_size} is larger than the {self.num_examples} training "
-                f"examples of {folder.path}"
-            )
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in an epoch; the remainder differs from epoch to epoch."""
+        """Full batches in an epoch; what is left of a stored epoch differs from one to the next."""
         return self.num_examples // self.spec.batch_size
 
-    def _count(self) -> int:
-        classes = self.spec.classes
-        if classes is None or set(classes) >= set(self.folder.metadata["classes"]):
-            return self.folder.num_examples("train")
-        batches = reading.read_batches(self.folder, "train", 1024, classes, features=["label"])
-        with reading.explained_read_errors(self.folder, "train"):
-            return sum(int(batch["label"].shape[0]) for batch in batches)
-
+    @abc.abstractmethod
     def sample_images(self, number: int = 512) -> np.ndarray:
-        """The first training images [≤ number, H, W, C], for fitting the input's stretch."""
-        if self._arrays is not None:
-            return self._arrays.images[:number]
-        with reading.explained_read_errors(self.folder, "train"):
-            batches = reading.read_batches(self.folder, "train", number, self.spec.classes)
-            return next(iter(batches))["image"].numpy()
+        """Some training images [≤ number, H, W, C], for fitting the input's stretch."""
+
+    @abc.abstractmethod
+    def explained_errors(self) -> AbstractContextManager[None]:
+        """A context that turns an error of the input into one that a user can mend."""
+
+    @abc.abstractmethod
+    def _rows(self, start_step: int, part: slice) -> Iterator[Rows]:
+        """Some rows of each global batch, from step `start_step` on, without end."""
 
     def dataset(
         self,
@@ -165,37 +172,83 @@ class TrainingBatches:
 
         Returns:
           A `tf.data.Dataset` of (images [B, H, W, C], targets [B, P]), float32, with
-          B = batch size / replicas. Iterate within `reading.explained_read_errors`.
+          B = batch size / replicas. Iterate within `explained_errors`.
         """
         size = self.spec.batch_size // replicas
-        own = replicas // num_pipelines
-        rows = self._cached_rows if self._arrays is not None else self._streamed_rows
-        image_shape = self.folder.image_shape
+        own = self.spec.batch_size // num_pipelines
 
-        def generate() -> Iterator:
-            for images, parameters, turns in rows(start_step):
-                for part in range(pipeline * own, (pipeline + 1) * own):
-                    piece = slice(part * size, (part + 1) * size)
-                    yield (
-                        images[piece],
-                        {name: values[piece] for name, values in parameters.items()},
-                        tuple(values[piece] for values in turns),
-                    )
+        def generate() -> Iterator[Rows]:
+            for rows in self._rows(start_step, slice(pipeline * own, (pipeline + 1) * own)):
+                for start in range(0, own, size):
+                    yield rows.part(slice(start, start + size))
 
-        signature = (
-            tf.TensorSpec((size, *image_shape), tf.float32),
+        signature = Rows(
+            tf.TensorSpec((size, *self._image_shape), tf.float32),
             {name: tf.TensorSpec((size,), tf.float32) for name in self._names},
-            tuple(tf.TensorSpec((size,), dtype) for dtype in (tf.bool, tf.int32, tf.float32)),
+            augment.Turns(*(tf.TensorSpec((size,), t) for t in (tf.bool, tf.int32, tf.float32))),
         )
         dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
         return dataset.map(self._augmented, num_parallel_calls=1).prefetch(2)
 
-    def _augmented(self, images, parameters, turns):
-        turns = augment.Turns(*turns)
+    def _augmented(self, rows: Rows) -> tuple[tf.Tensor, tf.Tensor]:
+        """Images and targets [B, P] of a piece, turned."""
+        images, parameters, turns = rows
         if self.spec.augmentation != "none":
             images = augment.turn_images(images, turns, self.spec.augmentation == "rotate")
             parameters = augment.turn_parameters(parameters, turns)
         return images, tf.stack([parameters[name] for name in self.spec.targets], axis=-1)
+
+
+class TrainingBatches(Batches):
+    """Batches of a stored data set's training split.
+
+    Args:
+      folder: an open data set.
+      spec: how to make batches.
+
+    Attributes:
+      spec, folder: as given.
+      num_examples: training examples of the chosen classes.
+
+    Raises:
+      UserError: if the split holds fewer examples than a batch.
+    """
+
+    def __init__(self, folder: DatasetFolder, spec: BatchSpec):
+        choose("cache", spec.cache, CACHES)
+        super().__init__(spec, folder.image_shape)
+        self.folder = folder
+        self._arrays = None
+        if spec.cache == "memory":
+            self._arrays = load_arrays(folder, "train", self._names, spec.classes)
+            self.num_examples = len(self._arrays)
+        else:
+            self.num_examples = self._count()
+        if self.num_examples < spec.batch_size:
+            raise UserError(
+                f"batch_size {spec.batch_size} is larger than the {self.num_examples} training "
+                f"examples of {folder.path}"
+            )
+
+    def _count(self) -> int:
+        classes = self.spec.classes
+        if classes is None or set(classes) >= set(self.folder.metadata["classes"]):
+            return self.folder.num_examples("train")
+        batches = reading.read_batches(self.folder, "train", 1024, classes, features=["label"])
+        with reading.explained_read_errors(self.folder, "train"):
+            return sum(int(batch["label"].shape[0]) for batch in batches)
+
+    def sample_images(self, number: int = 512) -> np.ndarray:
+        """The first training images, as stored."""
+        if self._arrays is not None:
+            return self._arrays.images[:number]
+        with reading.explained_read_errors(self.folder, "train"):
+            batches = reading.read_batches(self.folder, "train", number, self.spec.classes)
+            return next(iter(batches))["image"].numpy()
+
+    def explained_errors(self) -> AbstractContextManager[None]:
+        """A context in which a damaged shard is named, with the record."""
+        return reading.explained_read_errors(self.folder, "train")
 
     def _epoch_rng(self, epoch: int) -> np.random.Generator:
         return np.random.default_rng([self.spec.seed, epoch])
@@ -207,21 +260,25 @@ class TrainingBatches:
             yield self._epoch_rng(epoch), range(first, self.steps_per_epoch)
             epoch, first = epoch + 1, 0
 
-    def _cached_rows(self, start_step: int) -> Iterator:
+    def _rows(self, start_step: int, part: slice) -> Iterator[Rows]:
+        rows = self._cached_rows if self._arrays is not None else self._streamed_rows
+        return rows(start_step, part)
+
+    def _cached_rows(self, start_step: int, part: slice) -> Iterator[Rows]:
         size = self.spec.batch_size
         for rng, steps in self._epochs(start_step):
             order = rng.permutation(self.num_examples)
             turns = augment.draw_turns(self.spec.augmentation, rng, self.num_examples)
             for step in steps:
-                piece = slice(step * size, (step + 1) * size)
+                piece = slice(step * size + part.start, step * size + part.stop)
                 rows = order[piece]
-                yield (
+                yield Rows(
                     self._arrays.images[rows],
                     {name: values[rows] for name, values in self._arrays.parameters.items()},
                     augment.Turns(*(values[piece] for values in turns)),
                 )
 
-    def _streamed_rows(self, start_step: int) -> Iterator:
+    def _streamed_rows(self, start_step: int, part: slice) -> Iterator[Rows]:
         size = self.spec.batch_size
         keys = [f"parameters/{name}" for name in self._names]
         for rng, steps in self._epochs(start_step):
@@ -232,8 +289,8 @@ class TrainingBatches:
             )
             for step, batch in zip(steps, batches.skip(steps.start), strict=False):
                 piece = slice(step * size, (step + 1) * size)
-                yield (
+                yield Rows(
                     batch["image"].numpy(),
                     {name: batch[f"parameters/{name}"].numpy() for name in self._names},
                     augment.Turns(*(values[piece] for values in turns)),
-                )
+                ).part(part)

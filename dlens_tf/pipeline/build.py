@@ -1,18 +1,26 @@
 """Building a data set with its TFDS builder, with progress on the terminal."""
 
 import contextlib
+import importlib
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from etils import epath
 from tqdm import tqdm
 
 from dlens_tf.errors import UserError
 from dlens_tf.io.files import one_line
-from dlens_tf.simulation.catalogue import VERSION
+from dlens_tf.io.locks import exclusive
+from dlens_tf.pipeline import on_beam
+from dlens_tf.simulation.catalogue import get_config
+from dlens_tf.simulation.engines import make_engine
+from dlens_tf.simulation.generate import source_galaxies
+
+MAX_SHARDS = 10_000
 
 
 def _check_writable(folder: Path) -> None:
@@ -34,13 +42,13 @@ def _set_aside(path: Path, aside: Path) -> Iterator[None]:
     if not path.exists():
         yield
         return
-    os.replace(path, aside)
+    epath.Path(path).replace(aside)
     try:
         yield
     except BaseException:
-        os.replace(aside, path)
+        epath.Path(aside).replace(path)
         raise
-    shutil.rmtree(aside)
+    epath.Path(aside).rmtree()
 
 
 def _write_error(error: BaseException | None) -> BaseException | None:
@@ -54,15 +62,84 @@ def _write_error(error: BaseException | None) -> BaseException | None:
     return None
 
 
-def _prepare(builder, num_shards: int) -> None:
+def _prepare(builder, num_shards: int, beam: Mapping[str, Any]) -> None:
     import tensorflow_datasets as tfds
 
     # TFDS announces a download and makes a folder for it, though there is none.
     with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(None):
         builder.download_and_prepare(
             download_dir=unused,
-            download_config=tfds.download.DownloadConfig(num_shards=num_shards),
+            download_config=tfds.download.DownloadConfig(num_shards=num_shards, **beam),
         )
+
+
+def _clear_away(path: Path, aside: Path) -> None:
+    """Mends what a killed build has left beside the data set at `path`."""
+    if aside.exists():
+        if path.exists():
+            epath.Path(aside).rmtree()
+        else:
+            epath.Path(aside).replace(path)
+    for leftover in path.parent.glob(f"incomplete.*_{path.name}"):
+        epath.Path(leftover).rmtree()
+
+
+def _locked(data_dir: Path, name: str) -> contextlib.AbstractContextManager:
+    """Keeps other processes from building the same data set; storage without locks has none."""
+    if "://" in str(data_dir):
+        return contextlib.nullcontext()
+    return exclusive(data_dir / f".{name.replace('/', '-')}.lock", f"building {name}")
+
+
+def _check_complete(path: Path) -> None:
+    """Raises a `UserError` unless a whole data set is at `path`."""
+    from dlens_tf.pipeline.reading import open_dataset
+
+    if not (path / "dataset_info.json").is_file():
+        raise UserError(f"{path} is no data set; remove it or add --overwrite")
+    open_dataset(path.parents[1].name, path.parent.name, path.parents[2])
+
+
+class _Progress:
+    """A bar on the terminal, from the first block that is simulated."""
+
+    def __init__(self, config: str):
+        self._config = config
+        self._bar = None
+
+    def __call__(self, done: int, total: int, rate: float) -> None:
+        del rate
+        if self._bar is None:
+            what = f"simulate {self._config}"
+            self._bar = tqdm(desc=what, total=total, unit="image", smoothing=0.05)
+        self._bar.update(done - self._bar.n)
+        if done == total:
+            self._bar.set_description(f"write {self._config}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextlib.contextmanager
+def _explained_errors(data_dir: Path, beam: bool) -> Iterator[None]:
+    """Turns errors of writing, and what a Beam runner makes of a `UserError`, into one line."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (UserError, OSError, RuntimeError, tf.errors.OpError) as error:
+        wrapped = on_beam.user_error(error) if beam else None
+        if wrapped is not None:
+            raise wrapped from error
+        cause = None if isinstance(error, UserError) else _write_error(error)
+        if cause is None:
+            raise
+        raise UserError(f"can't write to {data_dir}: {one_line(cause)}") from error
+    except KeyboardInterrupt:
+        if not beam:
+            tqdm.write("what is simulated is kept: the same command goes on from here", sys.stderr)
+        raise
 
 
 def build_dataset(
@@ -74,7 +151,11 @@ def build_dataset(
     num_shards: int = 8,
     workers: int = 1,
     seed: int = 0,
+    engine: str = "lenstronomy",
+    galaxies: str | Path | None = None,
     overwrite: bool = False,
+    beam_runner: str | None = None,
+    beam_options: Sequence[str] = (),
 ) -> Path:
     """Simulates and writes a data set; returns its folder.
 
@@ -82,44 +163,47 @@ def build_dataset(
     left alone; with `overwrite`, it is replaced once the new one is complete.
 
     Args:
-      dataset: builder name ("deeplense").
+      dataset: builder name, one of `catalogue.DATASETS`.
       config: configuration name.
-      data_dir: folder under which data sets are kept.
+      data_dir: folder under which data sets are kept; with Beam, also "gs://…" or the like.
       sizes: examples per class of each split.
-      num_shards: TFRecord files per split, at most the examples of the smallest split.
+      num_shards: TFRecord files per split, at most `MAX_SHARDS`; no more are made than the
+        smallest split has examples.
       workers: processes that simulate.
       seed: seed of the simulation.
+      engine: one of `engines.ENGINES`.
+      galaxies: path of the catalogue that real sources are taken from; None for the bundled one.
       overwrite: whether to build again where a data set exists.
+      beam_runner: name of the Apache Beam runner to generate on, instead of `workers`.
+      beam_options: its pipeline options, as "direct_num_workers=2".
 
     Raises:
-      UserError: if the folder can't be written, holds something else or a damaged data set, or
-        if a simulating process dies.
+      UserError: if an argument is not valid, the folder can't be written, holds something else
+        or a damaged data set, another process builds the same one, or a simulating process dies.
     """
-    import tensorflow as tf
+    recipe = get_config(dataset, config).recipe
+    if not 1 <= num_shards <= MAX_SHARDS:
+        raise UserError(f"num_shards must be between 1 and {MAX_SHARDS:,}, not {num_shards:,}")
+    beam = {}
+    if beam_runner is None and "://" in str(data_dir):
+        raise UserError(f"{data_dir} is no local folder: it needs --beam_runner")
+    if beam_options and beam_runner is None:
+        raise UserError("beam_options are given without a beam_runner, as DirectRunner")
+    if beam_runner is not None:
+        beam = on_beam.download_arguments(beam_runner, beam_options)
+    # Whether the engine can render the recipe shows before anything is written.
+    galaxies = str(galaxies) if galaxies else None
+    make_engine(engine, recipe, source_galaxies(recipe, galaxies))
+
     import tensorflow_datasets as tfds
 
-    import dlens_tf.datasets.deeplense  # noqa: F401 (registers the builder)
-    from dlens_tf.pipeline.reading import open_dataset
+    from dlens_tf.pipeline.reading import dataset_path
 
-    data_dir = Path(data_dir)
+    path = dataset_path(dataset, config, data_dir)
+    data_dir = path.parents[2]
     _check_writable(data_dir)
-    path = data_dir / dataset / config / VERSION
-    aside = path.with_name(f"replaced_{VERSION}")
-    if aside.exists():  # left by a build that was killed
-        if path.exists():
-            shutil.rmtree(aside)
-        else:
-            os.replace(aside, path)
-    bar = None
-
-    def progress(done: int, total: int, rate: float) -> None:
-        nonlocal bar
-        del rate
-        if bar is None:
-            bar = tqdm(desc=f"simulate {config}", total=total, unit="image", smoothing=0.05)
-        bar.update(done - bar.n)
-        if done == total:
-            bar.set_description(f"write {config}")
+    importlib.import_module(f"dlens_tf.datasets.{dataset}")  # registers the builder
+    progress = _Progress(config)
 
     def make_builder():
         return tfds.builder(
@@ -127,35 +211,29 @@ def build_dataset(
             data_dir=data_dir,
             sizes=dict(sizes),
             seed=seed,
+            engine=engine,
+            galaxies=galaxies,
             workers=workers,
             progress=progress,
         )
 
-    if path.exists() and not overwrite:
-        if not (path / "dataset_info.json").is_file():
-            raise UserError(f"{path} is no data set; remove it or add --overwrite")
-        open_dataset(dataset, config, data_dir)
-        make_builder().check_matches()
-        print(f"{path} is complete already")
-        return path
-    for leftover in path.parent.glob(f"incomplete.*_{VERSION}"):
-        shutil.rmtree(leftover)
     tfds.disable_progress_bar()
-    try:
-        with _set_aside(path, aside):
+    aside = path.with_name(f"replaced_{path.name}")
+    with _locked(data_dir, f"{dataset}/{config}"):
+        _clear_away(path, aside)
+        if path.exists() and not overwrite:
+            _check_complete(path)
+            make_builder().check_matches()
+            print(f"{path} is complete already")
+            return path
+        with (
+            contextlib.closing(progress),
+            _explained_errors(data_dir, bool(beam)),
+            _set_aside(path, aside),
+        ):
             builder = make_builder()
-            _prepare(builder, min(num_shards, min(sizes.values()) * len(builder.spec.classes)))
-    except (OSError, RuntimeError, tf.errors.OpError) as error:
-        cause = _write_error(error)
-        if cause is None:
-            raise
-        raise UserError(f"can't write to {data_dir}: {one_line(cause)}") from error
-    except KeyboardInterrupt:
-        tqdm.write("what is simulated is kept: the same command goes on from here", sys.stderr)
-        raise
-    finally:
-        if bar is not None:
-            bar.close()
+            smallest = min(sizes.values()) * len(builder.spec.classes)
+            _prepare(builder, min(num_shards, smallest), beam)
     for name, split in builder.info.splits.items():
         print(f"{name}: {split.num_examples} examples in {len(split.shard_lengths)} shards")
     print(f"wrote {path}")

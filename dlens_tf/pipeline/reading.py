@@ -15,12 +15,14 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from etils import epath
 
-from dlens_tf import cli
+from dlens_tf.commands import command_line
 from dlens_tf.errors import UserError, choose
-from dlens_tf.parameters import ParameterSet
-from dlens_tf.simulation.catalogue import SPLIT_START, VERSION
+from dlens_tf.parameters import Choice, ParameterSet
+from dlens_tf.simulation.catalogue import DATASETS, get_config
 from dlens_tf.simulation.recipes import CLASSES
+from dlens_tf.simulation.splits import SPLIT_START
 
 _METADATA_KEYS = ("recipe", "classes", "seed", "instrument", "pixel_scale")
 
@@ -71,6 +73,12 @@ class DatasetFolder:
         ]
 
 
+def dataset_path(dataset: str, config: str, data_dir: str | Path) -> Path:
+    """The folder of a data set; with `data_dir` on "gs://…" or the like, an `epath.Path`."""
+    root = epath.Path(data_dir) if "://" in str(data_dir) else Path(data_dir)
+    return root / dataset / config / DATASETS[dataset].version
+
+
 def build_command(path: Path) -> str:
     """The command that builds the data set at data_dir/dataset/config/version.
 
@@ -91,16 +99,19 @@ def build_command(path: Path) -> str:
             "num_test": int(sizes["test"]),
             "seed": int(metadata["seed"]),
         }
+        if metadata["engine"] != "lenstronomy":
+            values["engine"] = metadata["engine"]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # missing or damaged: the command without them is still of use
-    command = cli.command_line("build_dataset", **values)
+    command = command_line("build_dataset", **values)
     return f"{command} --overwrite" if path.exists() else command
 
 
 def _read_info(path: Path) -> DatasetFolder:
     """Reads what describes the data set, and checks that all of it is there."""
     folder = DatasetFolder(path, tfds.builder_from_directory(path).info)
-    features = ("label", *(f"parameters/{name}" for name in folder.parameters.names))
+    features = ["label", *(f"parameters/{name}" for name in folder.parameters.names)]
+    features += [f"classes/{p.name}" for p in folder.parameters if isinstance(p.prior, Choice)]
     missing = [key for key in _METADATA_KEYS if key not in folder.metadata]
     missing += [feature for feature in features if not folder.has(feature)]
     missing += [split for split in SPLIT_START if folder.num_examples(split) < 1]
@@ -113,10 +124,11 @@ def open_dataset(dataset: str, config: str, data_dir: str | Path) -> DatasetFold
     """Opens a data set that `build_dataset` has made.
 
     Raises:
-      UserError: if it is missing, half built or damaged; the message names the command that
-        builds it.
+      UserError: if it is unknown, missing, half built or damaged; where it can be built, the
+        message names the command.
     """
-    path = Path(data_dir) / dataset / config / VERSION
+    get_config(dataset, config)
+    path = dataset_path(dataset, config, data_dir)
     build = build_command(path)
     if not (path / "dataset_info.json").is_file():
         state = "half built" if path.parent.exists() else "missing"
@@ -130,10 +142,10 @@ def open_dataset(dataset: str, config: str, data_dir: str | Path) -> DatasetFold
             f"the description of data set {path} is damaged; build it again with: {build}"
         ) from error
     for split in folder.info.splits:
-        for shard in map(Path, folder.shards(split)):
+        for shard in map(epath.Path, folder.shards(split)):
             if not shard.is_file():
                 raise UserError(f"data set {path} lacks {shard.name}; build it again with: {build}")
-            if shard.stat().st_size == 0:
+            if shard.stat().length == 0:
                 raise UserError(
                     f"shard {shard.name} in {path} is empty; build it again with: {build}"
                 )

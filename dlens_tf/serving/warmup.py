@@ -17,7 +17,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from dlens_tf.inference.bundle import EXTRA, WARMUP_REQUESTS
 from dlens_tf.simulation.recipes import get_recipe
-from dlens_tf.simulation.simulator import simulate
+from dlens_tf.simulation.simulator import Simulator
 
 BATCH_SIZES = {"serving_default": (1, 8), "serve_bytes": (1, 8, 32)}
 _NUM_LENSES = 8
@@ -26,7 +26,7 @@ _MODEL_NAME = "dlens"
 
 def example_images(recipe: str, dm_class: str) -> np.ndarray:
     """A few simulated lenses of a recipe, float32 [8, H, W, C], the same on every call."""
-    lenses = (simulate(get_recipe(recipe), dm_class, seed=0, index=i) for i in range(_NUM_LENSES))
+    lenses = Simulator(get_recipe(recipe)).simulate_many(dm_class, 0, range(_NUM_LENSES))
     return np.stack([lens.image for lens in lenses])
 
 

@@ -1,11 +1,23 @@
 """From mass to Einstein radius, right and as DeepLense did it."""
 
+import dataclasses
 import functools
 
 import numpy as np
 
+from dlens_tf.errors import UserError
+
 ARCSEC_PER_RADIAN = {"angular": 206264.80624709636, "luminosity": 206265.0}
 """By kind of distance: DeepLenseSim rounds it."""
+
+
+def check_redshifts(z_lens: float, z_source: float) -> None:
+    """Raises a `UserError` unless 0 < z_lens < z_source."""
+    if not 0.0 < z_lens < z_source < np.inf:
+        raise UserError(
+            f"redshifts must rise from the observer over the lens to the source, got z_lens "
+            f"{z_lens:g} and z_source {z_source:g}: swap or mend them"
+        )
 
 
 @functools.cache
@@ -16,6 +28,14 @@ def flat_lambda_cdm(h0: float, omega_m: float, omega_b: float):
     return FlatLambdaCDM(H0=h0, Om0=omega_m, Ob0=omega_b)
 
 
+def distance_ratio(z_lens: float, z_source: float, parameters: tuple[float, float, float]) -> float:
+    """D_ls / D_s, on which reduced deflection angles depend, in a flat universe."""
+    check_redshifts(z_lens, z_source)
+    cosmology = flat_lambda_cdm(*parameters)
+    # In a flat universe comoving distances add up.
+    return 1.0 - float(cosmology.comoving_distance(z_lens) / cosmology.comoving_distance(z_source))
+
+
 @functools.cache
 def _point_mass_scale(
     z_lens: float, z_source: float, parameters: tuple[float, float, float], distances: str
@@ -23,8 +43,7 @@ def _point_mass_scale(
     """Einstein radius of one solar mass, arcsec."""
     from astropy import constants, units
 
-    if not 0.0 < z_lens < z_source:
-        raise ValueError(f"redshifts must rise from lens to source, got {z_lens}, {z_source}")
+    check_redshifts(z_lens, z_source)
     cosmology = flat_lambda_cdm(*parameters)
     if distances == "angular":
         d_lens = cosmology.angular_diameter_distance(z_lens)
@@ -61,7 +80,53 @@ def einstein_radius(
       theta_E in arcsec, the shape of `mass`.
 
     Raises:
-      ValueError: if the redshifts do not rise from the observer to the source.
+      UserError: if the redshifts do not rise from the observer to the source, or a mass is
+        negative.
     """
-    scale = _point_mass_scale(z_lens, z_source, cosmology, distances)
-    return scale * np.sqrt(np.asarray(mass, dtype=np.float64))
+    mass = np.asarray(mass, dtype=np.float64)
+    if np.any(mass < 0.0):
+        raise UserError(f"masses must not be negative, got {mass.min():g} solar masses")
+    return _point_mass_scale(z_lens, z_source, cosmology, distances) * np.sqrt(mass)
+
+
+@dataclasses.dataclass(frozen=True)
+class LensPlane:
+    """Where the lens is: turns masses and lengths into angles.
+
+    Attributes:
+      z_lens: redshift of the lens.
+      z_source: redshift of the source, larger.
+      cosmology: (H0, Omega_m, Omega_b) of a flat universe.
+      distances: "angular" or "luminosity", see `einstein_radius`.
+
+    Raises:
+      UserError: if the redshifts do not rise from the observer to the source.
+    """
+
+    z_lens: float = 0.5
+    z_source: float = 1.0
+    cosmology: tuple[float, float, float] = (70.0, 0.3, 0.05)
+    distances: str = "angular"
+
+    def __post_init__(self):
+        check_redshifts(self.z_lens, self.z_source)
+
+    @property
+    def astropy_cosmology(self):
+        """The `astropy.cosmology.FlatLambdaCDM`."""
+        return flat_lambda_cdm(*self.cosmology)
+
+    def einstein_radius(self, mass: np.ndarray | float) -> np.ndarray:
+        """Einstein radius in arcsec of point masses in solar masses."""
+        return einstein_radius(mass, self.z_lens, self.z_source, self.cosmology, self.distances)
+
+    @functools.cached_property
+    def kpc_per_arcsec(self) -> float:
+        """Proper kiloparsecs per arcsec at the lens."""
+        per_arcmin = self.astropy_cosmology.kpc_proper_per_arcmin(self.z_lens)
+        return float(per_arcmin.value) / 60.0
+
+    @functools.cached_property
+    def sigma_crit(self) -> float:
+        """Critical surface density, solar masses per square arcsec: θ_E² = M / (π Σ_crit)."""
+        return 1.0 / (np.pi * float(self.einstein_radius(1.0)) ** 2)

@@ -20,10 +20,10 @@ class NoisyImage:
     """An image as observed.
 
     Attributes:
-      image: float64 [H, W], in the recipe's flux unit.
-      exposure_time: seconds (Model I: its own unit).
-      background_rms: noise of a pixel without source, in the image's unit; 0 without noise.
-        For Model I that of the Gaussian background, before counts are cut at zero.
+      image: float64 [H, W, C], in the recipe's flux unit.
+      exposure_time: seconds (Model I: its own unit), in the first band.
+      background_rms: noise of a pixel without source in the first band, in the image's unit; 0
+        without noise. For Model I that of the Gaussian background, before counts are cut at zero.
       snr: matched-filter signal-to-noise; None without noise.
     """
 
@@ -60,16 +60,21 @@ def _deeplense_counts(model: np.ndarray, recipe: Recipe, rng: np.random.Generato
 
 def _instrument(model: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> NoisyImage:
     """Sky and read noise plus Gaussian shot noise, lenstronomy's `noise_for_model`."""
-    instrument = recipe.instrument
-    background = instrument.background_rms
-    shot = instrument.shot_noise(model)
+    background, shot = instrument_noise(model, recipe)
     noise = background * rng.normal(size=model.shape) + shot * rng.normal(size=model.shape)
     return NoisyImage(
         image=model + noise,
-        exposure_time=instrument.total_exposure_time,
-        background_rms=background,
+        exposure_time=recipe.instrument.total_exposure_time,
+        background_rms=recipe.instrument.background_rms,
         snr=_matched_filter_snr(model, background**2 + shot**2),
     )
+
+
+def instrument_noise(model: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Deviations of the background [C] and of the shot noise [..., C] of images [..., C]."""
+    background = np.array([band.background_rms for band in recipe.bands])
+    shot = [band.shot_noise(model[..., i]) for i, band in enumerate(recipe.bands)]
+    return background, np.stack(shot, axis=-1)
 
 
 def _none_doubled(model: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> NoisyImage:
@@ -85,7 +90,7 @@ _LAWS = {
 
 
 def observe(model: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> NoisyImage:
-    """Adds the recipe's noise to a noise-free image [H, W]."""
+    """Adds the recipe's noise to a noise-free image [H, W, C]."""
     return _LAWS[recipe.noise](model, recipe, rng)
 
 
@@ -95,7 +100,7 @@ def moments(
     """Mean and variance of each pixel under the recipe's noise law.
 
     Args:
-      model: noise-free image, any shape.
+      model: noise-free image [..., C].
       recipe: its noise law and instrument.
       exposure_time: of the image; only Model I's law depends on it.
 
@@ -105,8 +110,8 @@ def moments(
     if recipe.noise == "none_doubled":
         return 2.0 * model, np.zeros_like(model)
     if recipe.noise == "instrument":
-        instrument = recipe.instrument
-        return model, instrument.background_rms**2 + instrument.shot_noise(model) ** 2
+        background, shot = instrument_noise(model, recipe)
+        return model, background**2 + shot**2
     # A Poisson draw of the Gaussian rate cut at zero: E = E[max], Var = E[max] + Var[max].
     center = exposure_time * model
     sigma = np.sqrt(center + (DEEPLENSE_BACKGROUND_RMS * exposure_time) ** 2)

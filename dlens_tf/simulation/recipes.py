@@ -15,53 +15,27 @@ arXiv:1909.07346; published test errors as gathered in docs/recipes.md.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
 from dlens_tf.errors import choose
-from dlens_tf.parameters import Constant, Normal, ParameterSet, Prior, Uniform
+from dlens_tf.parameters import (
+    Choice,
+    Constant,
+    Derived,
+    Normal,
+    ParameterSet,
+    Prior,
+    Uniform,
+)
+from dlens_tf.simulation.cosmology import LensPlane, check_redshifts
 from dlens_tf.simulation.instruments import INSTRUMENTS, Instrument
+from dlens_tf.simulation.populations import Population
+from dlens_tf.simulation.substructure import Nothing, PointSubhalos, SubstructureLaw, Vortex
 
-CLASSES = ("no_sub", "axion", "cdm")
-"""Kinds of substructure; the position in the tuple is the integer label."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Vortex:
-    """A line of equal point masses through the lens centre (DeepLenseSim `make_vortex`).
-
-    Attributes:
-      mass: total mass, solar masses.
-      num_beads: point masses on the line, both ends included.
-      half_length_22: half-length at an axion mass of 1e-22 eV, arcsec; goes as 1/m.
-    """
-
-    mass: float = 3e10
-    num_beads: int = 100
-    half_length_22: float = 0.03
-
-    def half_length(self, log10_m_axion: float) -> float:
-        """Half-length in arcsec for an axion mass given as log10(eV)."""
-        return self.half_length_22 * 10.0 ** (-22.0 - log10_m_axion)
-
-
-@dataclasses.dataclass(frozen=True)
-class PointSubhalos:
-    """Point-mass subhalos with dN/dm ∝ m^slope, uniform in radius and angle.
-
-    Attributes:
-      number: how many; the mean if `poisson`.
-      poisson: whether the number is drawn.
-      slope: logarithmic slope of the mass function.
-      mass_range: lowest and highest mass, solar masses.
-      radius_range: lowest and highest distance from the lens centre, arcsec.
-    """
-
-    number: int
-    poisson: bool
-    slope: float
-    mass_range: tuple[float, float] = (1e6, 1e10)
-    radius_range: tuple[float, float] = (0.25, 2.0)
+CLASSES = ("no_sub", "axion", "cdm", "wdm", "sidm", "uldm")
+"""Kinds of dark matter; the position in the tuple is the integer label."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +77,14 @@ class Recipe:
       name: registry key, also the TFDS config's name.
       description: one line.
       num_pix: pixels per side.
-      instrument: pixels, PSF, noise numbers.
-      priors: prior of each parameter that every class has.
+      instrument: pixels, PSF, noise numbers of the first band.
+      priors: prior of each parameter that every class has. They choose the models: `gamma_epl`
+        an elliptical power law (without it: an SIE), `lens_magnitude` light of the lens,
+        `source_phi` sources from a galaxy catalogue (without it: Sersic sources).
+      substructure: the law of each class.
+      class_priors: priors of the parameters that single classes have, by class.
       noise: "none_doubled" (2 × model), "instrument", or "deeplense_counts" (Model I).
+      further_bands: instruments of further bands, with the first one's pixels.
       z_lens: redshift of the lens.
       z_source: redshift of the source.
       cosmology: (H0, Omega_m, Omega_b) of masses and distances.
@@ -115,12 +94,11 @@ class Recipe:
       supersampling: subpixels per pixel and axis.
       symmetry: of the prior: "rot180" (only the half turn leaves it as it is) or "d4" (quarter
         turns and mirror images too).
-      vortex: substructure of the class axion.
-      subhalos: substructure of the class cdm.
       source_amplitude: surface brightness at R_sersic, for recipes whose source has no magnitude.
       exposure_log10: log10 of the range of exposure times, for "deeplense_counts".
       published: published test errors on this data set.
       information_limit: the best possible test error, where known.
+      dataset: the data set that its images are stored in.
     """
 
     name: str
@@ -128,7 +106,10 @@ class Recipe:
     num_pix: int
     instrument: Instrument
     priors: Mapping[str, Prior]
+    substructure: Mapping[str, SubstructureLaw]
     noise: str
+    class_priors: Mapping[str, Mapping[str, Prior]] = dataclasses.field(default_factory=dict)
+    further_bands: tuple[Instrument, ...] = ()
     z_lens: float = 0.5
     z_source: float = 1.0
     cosmology: tuple[float, float, float] = (70.0, 0.3, 0.05)
@@ -136,36 +117,58 @@ class Recipe:
     deflection_convention: tuple[float, float, float, float] | None = None
     supersampling: int = 1
     symmetry: str = "rot180"
-    vortex: Vortex = Vortex()
-    subhalos: PointSubhalos = PointSubhalos(number=25, poisson=False, slope=-0.9)
     source_amplitude: float | None = None
     exposure_log10: tuple[float, float] = (3.0, 3.5)
     published: tuple[PublishedResult, ...] = ()
     information_limit: InformationLimit | None = None
+    dataset: str = "deeplense"
+
+    def __post_init__(self):
+        check_redshifts(self.z_lens, self.z_source)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Kinds of dark matter that the recipe has."""
+        return tuple(self.substructure)
+
+    @property
+    def bands(self) -> tuple[Instrument, ...]:
+        """The instrument of each channel of the image."""
+        return (self.instrument, *self.further_bands)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return (self.num_pix, self.num_pix, 1)
+        return (self.num_pix, self.num_pix, len(self.bands))
 
     @property
     def has_noise(self) -> bool:
         return self.noise != "none_doubled"
 
     @property
+    def has_galaxies(self) -> bool:
+        """Whether sources come from a galaxy catalogue."""
+        return "source_phi" in self.priors
+
+    @functools.cached_property
+    def plane(self) -> LensPlane:
+        """Redshifts and cosmology, for turning masses into angles."""
+        return LensPlane(self.z_lens, self.z_source, self.cosmology, self.distances)
+
+    @functools.cached_property
     def shared_parameters(self) -> ParameterSet:
         """Parameters that every class has."""
         return ParameterSet.from_priors(self.priors)
 
+    @functools.cached_property
+    def _class_parameters(self) -> dict[str, ParameterSet]:
+        return {
+            name: ParameterSet.from_priors({**self.class_priors.get(name, {}), **self.priors})
+            for name in self.classes
+        }
+
     def class_parameters(self, dm_class: str) -> ParameterSet:
-        """Parameters of one class: the shared ones and its own."""
-        priors = dict(self.priors)
-        if choose("class", dm_class, CLASSES) == "axion":
-            priors = {
-                "log10_m_axion": Uniform(-24.0, -22.0),
-                "phi_vortex": Uniform(0.0, math.pi),
-                **priors,
-            }
-        return ParameterSet.from_priors(priors)
+        """Parameters of one class: its own and the shared ones."""
+        return self._class_parameters[choose("class", dm_class, self.classes)]
 
 
 _LEGACY_LENS: dict[str, Prior] = {
@@ -202,6 +205,27 @@ _PHYSICAL_LENS: dict[str, Prior] = {
     "source_e2": Normal(0.0, 0.12),
     "source_magnitude": Uniform(20.0, 22.0),
 }
+_POPULATION_LENS: dict[str, Prior] = {
+    "theta_E": Uniform(0.9, 1.5),
+    "gamma_epl": Normal(2.0, 0.1),
+    "e1": Normal(0.0, 0.1),
+    "e2": Normal(0.0, 0.1),
+    "gamma1": Normal(0.0, 0.04),
+    "gamma2": Normal(0.0, 0.04),
+    "center_x": Normal(0.0, 0.03),
+    "center_y": Normal(0.0, 0.03),
+    "source_x": Uniform(-0.25, 0.25),
+    "source_y": Uniform(-0.25, 0.25),
+}
+_SERSIC_SOURCE: dict[str, Prior] = {
+    name: _PHYSICAL_LENS[name]
+    for name in ("source_R_sersic", "source_n_sersic", "source_e1", "source_e2", "source_magnitude")
+}
+_GALAXY_SOURCE: dict[str, Prior] = {
+    "source_phi": Uniform(0.0, 2.0 * math.pi),
+    "source_scale": Uniform(0.3, 0.6),
+    "source_magnitude": Uniform(20.0, 22.0),
+}
 _DEEPLENSE_NETWORKS = {
     "XResNet18Hybrid": (0.2737, 0.2209, 0.1262),
     "ResNet34, ImageNet-pretrained": (0.2849, 0.2162, 0.1332),
@@ -227,6 +251,20 @@ def _limit(mae: float, mae_error: float, bin_mae: tuple[float, ...]) -> Informat
     return InformationLimit("log10_m_axion", mae, mae_error, source, _BIN_EDGES, bin_mae)
 
 
+_VORTEX_PRIORS: dict[str, Mapping[str, Prior]] = {
+    "axion": {"log10_m_axion": Uniform(-24.0, -22.0), "phi_vortex": Uniform(0.0, math.pi)}
+}
+
+
+def _toy_classes(subhalos: PointSubhalos) -> dict[str, SubstructureLaw]:
+    """The three classes of DeepLense."""
+    return {"no_sub": Nothing(), "axion": Vortex(), "cdm": subhalos}
+
+
+_LEGACY_CLASSES = _toy_classes(PointSubhalos(number=25, poisson=False, slope=-0.9))
+_PHYSICAL_CLASSES = _toy_classes(PointSubhalos(number=25, poisson=True, slope=-1.9))
+
+
 def _simapi_legacy(name: str, description: str, instrument: str, column: int) -> Recipe:
     """Models II and III as published: doubled flux, no noise, deflections times 0.634."""
     return Recipe(
@@ -239,6 +277,8 @@ def _simapi_legacy(name: str, description: str, instrument: str, column: int) ->
             **_LEGACY_LENS,
             "source_magnitude": Constant(20.0),
         },
+        substructure=_LEGACY_CLASSES,
+        class_priors=_VORTEX_PRIORS,
         noise="none_doubled",
         distances="luminosity",
         # The script hands lenstronomy pyHalo's default cosmology and z_source_convention 2.5.
@@ -269,10 +309,11 @@ def _physical(
         num_pix=num_pix,
         instrument=INSTRUMENTS[instrument],
         priors=_PHYSICAL_LENS,
+        substructure=_PHYSICAL_CLASSES,
+        class_priors=_VORTEX_PRIORS,
         noise="instrument",
         supersampling=supersampling,
         symmetry="d4",
-        subhalos=PointSubhalos(number=25, poisson=True, slope=-1.9),
     )
 
 
@@ -282,6 +323,8 @@ _MODEL_I_LEGACY = Recipe(
     num_pix=150,
     instrument=INSTRUMENTS["deeplense_model_i"],
     priors={"theta_E": _LEGACY_THETA_E, **_LEGACY_LENS},
+    substructure=_LEGACY_CLASSES,
+    class_priors=_VORTEX_PRIORS,
     noise="deeplense_counts",
     distances="luminosity",
     source_amplitude=20.0,
@@ -301,6 +344,144 @@ _MODEL_III_LEGACY = _simapi_legacy(
     "DeepLense Model III as published: 64×64 HST F160W, no noise, doubled flux",
     "hst_wfc3_f160w",
     2,
+)
+
+_SUBHALOS: dict[str, Prior] = {"sigma_sub": Uniform(0.01, 0.12), "shmf_slope": Uniform(-2.1, -1.7)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _DarkMatter:
+    """A kind of dark matter: what its subhalos are drawn from, and its own parameter's prior."""
+
+    kind: str
+    name: str
+    own: Mapping[str, Prior]
+    f_sub: Derived
+
+    @property
+    def priors(self) -> dict[str, Prior]:
+        return {**self.own, **_SUBHALOS, "log10_f_sub": self.f_sub}
+
+
+# The derived label's moments are those of 6,000 draws (tests/simulation/test_recipes.py).
+_KINDS = {
+    kind.kind: kind
+    for kind in [
+        _DarkMatter("cdm", "cold", {}, Derived(-2.9, 0.44, -7.0, 0.0)),
+        _DarkMatter(
+            "wdm", "warm", {"log10_m_hm": Uniform(7.0, 10.0)}, Derived(-4.39, 1.52, -7.0, 0.0)
+        ),
+        _DarkMatter(
+            "sidm",
+            "self-interacting",
+            {"cross_section": Uniform(0.0, 200.0)},
+            Derived(-2.9, 0.44, -7.0, 0.0),
+        ),
+        _DarkMatter(
+            "uldm",
+            "ultralight",
+            {"log10_m_axion": Uniform(-21.5, -19.0)},
+            Derived(-4.2, 1.65, -7.0, 0.0),
+        ),
+    ]
+}
+
+
+def _population(kind: str, suffix: str, num_pix: int, instrument: str, source: str) -> Recipe:
+    """Subhalos of one kind of dark matter under a free macro-model."""
+    dark_matter = _KINDS[kind]
+    sources = {"Sersic": _SERSIC_SOURCE, "COSMOS": _GALAXY_SOURCE}[source]
+    return Recipe(
+        name=kind + suffix,
+        description=(
+            f"Subhalos of {dark_matter.name} dark matter, {num_pix}×{num_pix} "
+            f"{instrument}, {source} sources"
+        ),
+        num_pix=num_pix,
+        instrument=INSTRUMENTS[instrument],
+        priors={**_POPULATION_LENS, **sources},
+        substructure={
+            kind: Population(kind, log10_mass_range=(7.0, 10.0), log10_min_bound_mass=5.0)
+        },
+        class_priors={kind: dark_matter.priors},
+        noise="instrument",
+        supersampling=2,
+        symmetry="d4",
+        dataset="dark_matter",
+    )
+
+
+_POPULATIONS = [
+    _population(kind, suffix, num_pix, instrument, source)
+    for suffix, num_pix, instrument, source in (
+        ("", 64, "euclid_vis", "Sersic"),
+        ("_hst", 100, "hst_acs_f814w", "Sersic"),
+        ("_hst_cosmos", 100, "hst_acs_f814w", "COSMOS"),
+    )
+    for kind in _KINDS
+]
+
+_MASS_CUTOFF = Recipe(
+    name="mass_cutoff",
+    description=(
+        "Cold dark matter without subhalos below one of seven masses, 1e6 to 1e9 solar masses "
+        "(Varma et al. 2020), 64×64 HST F814W at 0.08 arcsec"
+    ),
+    num_pix=64,
+    instrument=INSTRUMENTS["hst_acs_f814w_80mas"],
+    priors={**_POPULATION_LENS, **_SERSIC_SOURCE},
+    substructure={"cdm": Population("cdm", log10_mass_range=(6.0, 10.0), log10_min_bound_mass=5.0)},
+    class_priors={
+        "cdm": {
+            "log10_m_cut": Choice(6.0, 9.0, 7),
+            "sigma_sub": Uniform(0.01, 0.05),
+            "shmf_slope": Constant(-1.9),
+            "log10_f_sub": Derived(-3.82, 1.28, -7.0, 0.0),
+        }
+    },
+    noise="instrument",
+    supersampling=2,
+    symmetry="d4",
+    dataset="dark_matter",
+)
+
+_MODEL_IV = Recipe(
+    name="model_iv",
+    description=(
+        "Like DeepLense Model IV: 64×64 in F606W, F814W and F160W, COSMOS sources, light of the "
+        "lens; smooth, cold or ultralight dark matter"
+    ),
+    num_pix=64,
+    instrument=INSTRUMENTS["hst_acs_f606w_80mas"],
+    further_bands=(
+        INSTRUMENTS["hst_acs_f814w_80mas"],
+        INSTRUMENTS["hst_wfc3_f160w_native_psf"],
+    ),
+    priors={
+        **_POPULATION_LENS,
+        **_GALAXY_SOURCE,
+        # Magnitudes in F606W; colours of late-type sources at redshift 1, early-type lenses at 0.5.
+        "source_magnitude": Uniform(21.0, 23.5),
+        "source_color_2": Normal(0.6, 0.2),
+        "source_color_3": Normal(1.2, 0.3),
+        "lens_magnitude": Uniform(20.0, 22.0),
+        "lens_color_2": Normal(1.0, 0.1),
+        "lens_color_3": Normal(2.0, 0.2),
+        "lens_R_sersic": Uniform(0.4, 1.0),
+        "lens_n_sersic": Uniform(3.0, 5.0),
+    },
+    substructure={
+        "no_sub": Nothing(),
+        **{
+            kind: Population(kind, log10_mass_range=(7.0, 10.0), log10_min_bound_mass=5.0)
+            for kind in ("cdm", "uldm")
+        },
+    },
+    class_priors={kind: _KINDS[kind].priors for kind in ("cdm", "uldm")},
+    noise="instrument",
+    supersampling=2,
+    symmetry="d4",
+    dataset="dark_matter",
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -342,6 +523,9 @@ RECIPES: dict[str, Recipe] = {
             "hst_wfc3_f160w_native_psf",
             supersampling=4,
         ),
+        *_POPULATIONS,
+        _MASS_CUTOFF,
+        _MODEL_IV,
     ]
 }
 

@@ -9,7 +9,15 @@ from typing import Any
 
 from dlens_tf import __version__
 from dlens_tf.errors import UserError
-from dlens_tf.simulation.recipes import get_recipe
+from dlens_tf.simulation.catalogue import DATASETS, get_config
+from dlens_tf.simulation.recipes import RECIPES, Recipe, get_recipe
+
+_SIMULATE = "simulate:"
+_REMEDIES = {
+    "engine": "the --engine it was made with",
+    "galaxies": "the --galaxies it was made with",
+    "simulator_version": "the version of dlens_tf it was made with ({dlens_tf_version})",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,12 +25,13 @@ class RunOptions:
     """Everything that defines a run; the fields of `model` and `plan` are theirs.
 
     Attributes:
-      dataset, config, data_dir: the data set.
+      dataset, config, data_dir: the data set, of validation and test at least.
       run_dir: folder of the run.
       targets: names of the inferred parameters.
       classes: classes of substructure to keep; empty keeps all.
       batch_size: examples in a global batch.
-      augmentation: "auto" for the recipe's own symmetry, or one of `augment.AUGMENTATIONS`.
+      augmentation: "auto" for the recipe's own symmetry, or none where training is simulated; or
+        one of `augment.AUGMENTATIONS`.
       cache: "memory" or "none".
       max_validation: validation examples used at most.
       seed: of initial weights, order and augmentation.
@@ -33,6 +42,11 @@ class RunOptions:
       flags: the resolved flags, name to values (several of a repeatable flag), written to
         flags.cfg; a run folder with others is refused.
       harmless_flags: flags that may differ on resuming.
+      data: what the model is trained on: "dataset" or "simulate:<recipe>".
+      engine: of simulated training, one of `engines.ENGINES`.
+      examples_per_epoch: simulated images that count as an epoch.
+      galaxies: catalogue of real galaxies that simulated training takes its sources from; None
+        for the bundled one.
     """
 
     dataset: str
@@ -53,6 +67,41 @@ class RunOptions:
     plan: Mapping[str, Any]
     flags: Mapping[str, Sequence[str]]
     harmless_flags: Sequence[str] = ()
+    data: str = "dataset"
+    engine: str = "fast"
+    examples_per_epoch: int = 20_000
+    galaxies: str | None = None
+
+
+def simulated_recipe(data: str) -> Recipe | None:
+    """The recipe that `--data` says to simulate; None for "dataset".
+
+    Raises:
+      UserError: if `data` is neither, or the recipe is unknown.
+    """
+    if data == "dataset":
+        return None
+    if not data.startswith(_SIMULATE):
+        raise UserError(
+            f"--data={data} is neither dataset nor {_SIMULATE}<recipe>; recipes: "
+            f"{', '.join(RECIPES)}"
+        )
+    return get_recipe(data.removeprefix(_SIMULATE))
+
+
+def _check_simulated(options: RunOptions, recipe: Recipe) -> None:
+    """Raises a `UserError` unless the data set is of the simulated recipe."""
+    configs = DATASETS[recipe.dataset].configs.values()
+    fitting = [spec.name for spec in configs if spec.recipe is recipe]
+    stored = get_config(options.dataset, options.config).recipe
+    if stored is not recipe:
+        raise UserError(
+            f"--data={options.data} needs validation data of the same recipe, and --config="
+            f"{options.config} is of {stored.name}; choose --dataset={recipe.dataset} with "
+            f"--config={' or '.join(fitting)}"
+        )
+    if options.galaxies is not None and not recipe.has_galaxies:
+        raise UserError(f"recipe {recipe.name} has no real galaxies; leave out --galaxies")
 
 
 def check_folder(options: RunOptions) -> None:
@@ -87,9 +136,10 @@ def _check_data(run, data: Mapping[str, Any]) -> None:
     for key, now in data.items():
         before = run.config.get(key)
         if before != now:
+            remedy = _REMEDIES.get(key, "the --data_dir it was made with ({data_dir})")
             raise UserError(
                 f"{run.path} was trained on other data ({key} {before}, not {now}): choose another "
-                f"--run_dir, or the --data_dir it was made with ({run.config.get('data_dir')})"
+                f"--run_dir, or {remedy.format_map(run.config)}"
             )
 
 
@@ -122,11 +172,17 @@ def train_run(options: RunOptions) -> Path:
     from dlens_tf.pipeline import augment
     from dlens_tf.pipeline.batches import BatchSpec, TrainingBatches, load_arrays
     from dlens_tf.pipeline.reading import open_dataset
+    from dlens_tf.pipeline.simulated import SimulatedBatches
+    from dlens_tf.simulation.galaxies import GalaxyCatalogue
+    from dlens_tf.simulation.simulator import SIMULATOR_VERSION
     from dlens_tf.training import strategies
     from dlens_tf.training.run_folder import RunFolder, git_commit
     from dlens_tf.training.trainer import Trainer, TrainingPlan
 
     plan = TrainingPlan(**options.plan)
+    simulated = simulated_recipe(options.data)
+    if simulated is not None:
+        _check_simulated(options, simulated)
     check_folder(options)
     strategy = strategies.make_strategy(options.strategy, options.logical_devices)
     if options.deterministic:
@@ -136,36 +192,44 @@ def train_run(options: RunOptions) -> Path:
     targets = folder.parameters.select(options.targets)
     augmentation = options.augmentation
     if augmentation == "auto":
-        augmentation = recipe.symmetry
+        # Simulated images are all new, so there is nothing to be gained by turning them.
+        augmentation = "none" if simulated is not None else recipe.symmetry
     classes = list(options.classes) or list(folder.metadata["classes"])
     spec = ModelSpec(**options.model)
     if spec.front_end == "smooth_residual":
         smooth_lens.check_recipe(recipe)
         smooth_lens.check_augmentation(augmentation)
-    batches = TrainingBatches(
-        folder,
-        BatchSpec(
-            targets=targets.names,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            augmentation=augmentation,
-            cache=options.cache,
-            classes=classes,
-        ),
+    batch_spec = BatchSpec(
+        targets=targets.names,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        augmentation=augmentation,
+        cache=options.cache,
+        classes=classes,
     )
-    validation = load_arrays(folder, "validation", augment.partners(targets.names), classes).first(
-        options.max_validation
-    )
-
-    run = RunFolder(options.run_dir)
     data = {
         "recipe": recipe.name,
         "dataset_version": folder.version,
         "dataset_seed": folder.metadata["seed"],
         "image_shape": list(folder.image_shape),
         "classes": classes,
-        "training_examples": batches.num_examples,
     }
+    if simulated is None:
+        batches = TrainingBatches(folder, batch_spec)
+    else:
+        galaxies = GalaxyCatalogue.open(options.galaxies) if recipe.has_galaxies else None
+        batches = SimulatedBatches(
+            recipe, batch_spec, options.examples_per_epoch, options.engine, galaxies
+        )
+        data["engine"] = options.engine
+        data["simulator_version"] = SIMULATOR_VERSION
+        data["galaxies"] = galaxies.content_id if galaxies else None
+    data["training_examples"] = batches.num_examples
+    validation = load_arrays(folder, "validation", augment.partners(targets.names), classes).first(
+        options.max_validation
+    )
+
+    run = RunFolder(options.run_dir)
     _check_data(run, data)
     keras.utils.set_random_seed(options.seed)
     trainer = Trainer(
@@ -182,6 +246,7 @@ def train_run(options: RunOptions) -> Path:
         "dataset": options.dataset,
         "config": options.config,
         "data_dir": str(Path(options.data_dir).absolute()),
+        "data": options.data,
         **data,
         "instrument": recipe.instrument.name,
         "pixel_scale": recipe.instrument.pixel_scale,
@@ -198,7 +263,8 @@ def train_run(options: RunOptions) -> Path:
     if strategies.is_chief(strategy) and not run.config_path.is_file():
         _make_folder(options, config)
     print(
-        f"{num_parameters:,} parameters, {batches.num_examples:,} training images, "
+        f"{num_parameters:,} parameters, {batches.num_examples:,} "
+        f"{'training images' if simulated is None else 'simulated images an epoch'}, "
         f"{trainer.total_steps:,} steps"
         + (f", resumed at step {trainer.step:,}" if trainer.step else "")
     )

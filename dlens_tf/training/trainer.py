@@ -26,8 +26,7 @@ from dlens_tf.errors import UserError
 from dlens_tf.evaluation import plots
 from dlens_tf.io.files import atomic_write, one_line
 from dlens_tf.parameters import ParameterSet
-from dlens_tf.pipeline.batches import Arrays, TrainingBatches
-from dlens_tf.pipeline.reading import explained_read_errors
+from dlens_tf.pipeline.batches import Arrays, Batches
 from dlens_tf.training import strategies
 from dlens_tf.training.logger import RunLogger, finite
 from dlens_tf.training.run_folder import RunFolder
@@ -42,7 +41,7 @@ class TrainingPlan:
     """How long and how to optimise.
 
     Attributes:
-      epochs: passes over the training split.
+      epochs: passes over the training split, or as many simulated images.
       learning_rate: peak of the schedule.
       warmup_fraction: of all steps, in which the rate rises from zero.
       weight_decay: AdamW's decoupled decay; norms, biases and positions are spared.
@@ -91,6 +90,7 @@ class Trainer:
       model, averaged: the model, and the same with averaged weights.
       optimizer: of the model.
       total_steps: steps in all, those done already included.
+      train_step: takes a batch's images and targets and whether to stop, and trains on them.
 
     Raises:
       UserError: if plan, data and devices do not fit together, or a checkpoint is damaged.
@@ -101,7 +101,7 @@ class Trainer:
         run: RunFolder,
         strategy: tf.distribute.Strategy,
         make_model: Callable[[], keras.Model],
-        batches: TrainingBatches,
+        batches: Batches,
         validation: Arrays,
         targets: ParameterSet,
         plan: TrainingPlan,
@@ -145,7 +145,7 @@ class Trainer:
                 )
             }
         self._head = self.model.get_layer("head")
-        self._train_step = tf.function(self._distributed_step, jit_compile=plan.jit or None)
+        self.train_step = tf.function(self._distributed_step, jit_compile=plan.jit or None)
         self._predict = tf.function(lambda images: self.averaged(images, training=False))
         self._chief = strategies.is_chief(strategy)
         checkpoint = tf.train.Checkpoint(
@@ -225,14 +225,27 @@ class Trainer:
             average.assign(momentum * average.value + (1.0 - momentum) * value.value)
         return stop > 0
 
-    def _iterator(self) -> Iterator:
+    @contextmanager
+    def _input(self) -> Iterator[Callable[[], tuple]]:
+        """Gives a function that returns the next global batch: images and targets."""
         replicas = self._strategy.num_replicas_in_sync
         dataset = self._strategy.distribute_datasets_from_function(
             lambda context: self._batches.dataset(
                 self.step, replicas, context.input_pipeline_id, context.num_input_pipelines
             )
         )
-        return iter(dataset)
+        iterators = [iter(dataset)]
+
+        def next_batch() -> tuple:
+            with self._batches.explained_errors():
+                return next(iterators[0])
+
+        try:
+            yield next_batch
+        finally:
+            # Its threads run Python. Were it left to a traceback's frames until the interpreter
+            # goes down, which lets no other thread run, it would wait for them for ever.
+            iterators.clear()
 
     def fit(self) -> dict[str, float]:
         """Trains to the end; returns the last validation's metrics.
@@ -262,24 +275,24 @@ class Trainer:
                     disable=not self._chief,
                 )
             )
-            return self._loop(logger, profile, stop_requested, bar)
+            next_batch = stack.enter_context(self._input())
+            return self._loop(next_batch, logger, profile, stop_requested, bar)
 
     def _loop(
         self,
+        next_batch: Callable[[], tuple],
         logger: RunLogger | None,
         profile: Callable[[int], None],
         stop_requested: Callable[[], bool],
         bar: tqdm,
     ) -> dict[str, float]:
         per_epoch = self._batches.steps_per_epoch
-        iterator = self._iterator()
         step = timed_step = self.step
         start = time.perf_counter()
         while True:
             profile(step + 1)
-            with explained_read_errors(self._batches.folder, "train"):
-                images, targets = next(iterator)
-            stop = self._train_step(images, targets, tf.constant(stop_requested()))
+            images, targets = next_batch()
+            stop = self.train_step(images, targets, tf.constant(stop_requested()))
             step += 1
             bar.update()
             if step % self._plan.log_every == 0 or step % per_epoch == 0:

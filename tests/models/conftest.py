@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlens_tf.simulation.recipes import get_recipe
-from dlens_tf.simulation.simulator import simulate
+from dlens_tf.simulation.simulator import Simulator
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def make_lenses():
     def make(name: str):
         recipe = get_recipe(name)
         targets = recipe.class_parameters("axion").select(["log10_m_axion", "source_x"])
-        simulated = [simulate(recipe, "axion", 3, i) for i in range(12)]
+        simulated = Simulator(recipe).simulate_many("axion", 3, range(12))
         truth = [[lens.parameters[name] for name in targets.names] for lens in simulated]
         return np.stack([lens.image for lens in simulated]), np.float32(truth), targets
 

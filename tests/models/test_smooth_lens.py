@@ -11,14 +11,14 @@ from dlens_tf.errors import UserError
 from dlens_tf.models import SmoothLensResidual, smooth_lens
 from dlens_tf.parameters import Constant, Uniform
 from dlens_tf.simulation.recipes import get_recipe
-from dlens_tf.simulation.simulator import simulate
+from dlens_tf.simulation.simulator import Simulator
 
 CASES = [("model_i_legacy", 112, 2), ("model_ii_instrument", 64, 1)]
 
 
 def _smooth(name: str, number: int = 10):
     recipe = get_recipe(name)
-    lenses = [simulate(recipe, "no_sub", 11, i) for i in range(number)]
+    lenses = Simulator(recipe).simulate_many("no_sub", 11, range(number))
     positions = np.float32(
         [[lens.parameters["source_x"], lens.parameters["source_y"]] for lens in lenses]
     )
@@ -35,7 +35,7 @@ def test_smooth_model_equals_lenstronomy(name, crop, binning):
     recipe, lenses, positions = _smooth(name)
     layer = SmoothLensResidual.for_recipe(recipe, crop=crop, binning=binning)
     model = layer._convolve(layer._sersic(positions)[0]).numpy()
-    truth = _centre(np.stack([lens.model for lens in lenses]), crop)
+    truth = _centre(np.stack([lens.model[..., 0] for lens in lenses]), crop)
     inner = slice(4, -4)
     np.testing.assert_allclose(
         model[:, inner, inner], truth[:, inner, inner], atol=1e-6 * truth.max()
@@ -73,7 +73,7 @@ def test_derivatives_equal_finite_differences():
 
 def test_a_vortex_stands_out_of_the_residual():
     recipe = get_recipe("model_ii_instrument")
-    lenses = [simulate(recipe, "axion", 2, i) for i in range(6)]
+    lenses = Simulator(recipe).simulate_many("axion", 2, range(6))
     layer = SmoothLensResidual.for_recipe(recipe, crop=64)
     residual = layer(np.stack([lens.image for lens in lenses]))[..., 2].numpy()
     assert (residual.std(axis=(1, 2)) > 1.05).all()
@@ -158,6 +158,30 @@ def test_other_sersic_index_is_refused():
     recipe = _with_prior(get_recipe("model_ii_instrument"), source_n_sersic=Constant(4.0))
     with pytest.raises(UserError, match=r"needs a source of Sersic index 1, that of .* is 4; use"):
         SmoothLensResidual.for_recipe(recipe)
+
+
+def _instrument(recipe, **changes):
+    return {"instrument": dataclasses.replace(recipe.instrument, **changes)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        lambda recipe: {"noise": "none_doubled"},
+        lambda recipe: {"supersampling": 2},
+        lambda recipe: {"further_bands": (recipe.instrument,)},
+        lambda recipe: _instrument(recipe, psf_kernel="kernel.npy"),
+        lambda recipe: {"priors": {**recipe.priors, "lens_magnitude": Constant(19.0)}},
+        lambda recipe: {"priors": {**recipe.priors, "source_phi": Constant(0.0)}},
+        lambda recipe: {"priors": {**recipe.priors, "theta_E": Uniform(1.0, 1.5)}},
+    ],
+    ids=["noise-free", "supersampled", "colour", "PSF kernel", "lens light", "galaxy", "theta_E"],
+)
+def test_recipes_that_it_does_not_model_are_refused(changes):
+    recipe = get_recipe("model_ii_instrument")
+    smooth_lens.check_recipe(recipe)
+    with pytest.raises(UserError, match="'model_ii_instrument' is not; use --front_end=flux"):
+        smooth_lens.check_recipe(dataclasses.replace(recipe, **changes(recipe)))
 
 
 @pytest.mark.parametrize("augmentation", ["d4", "rotate"])

@@ -97,6 +97,15 @@ def test_half_built_data_set_names_the_build_command(tmp_path):
         reading.open_dataset("deeplense", "model_ii", tmp_path)
 
 
+def test_unknown_configuration_is_no_command(tmp_path):
+    with pytest.raises(
+        UserError, match=r"unknown configuration of deeplense 'cdm'; valid: model_i"
+    ):
+        reading.open_dataset("deeplense", "cdm", tmp_path)
+    with pytest.raises(UserError, match=r"unknown data set 'imagenet'; valid: deeplense"):
+        reading.open_dataset("imagenet", "cdm", tmp_path)
+
+
 def test_missing_shard_is_named(tiny_data_dir, tmp_path):
     path = _copy(tiny_data_dir, tmp_path)
     next(path.glob("*train.tfrecord-00001*")).unlink()
@@ -143,6 +152,10 @@ def test_command_names_the_sizes_and_the_seed(tiny_data_dir, tmp_path):
         f"--data_dir={tmp_path / 'data'} --num_examples=24 --num_validation=8 --num_test=8 "
         "--seed=7 --overwrite"
     )
+    (path / "metadata.json").write_text(json.dumps({**metadata, "engine": "fast"}))
+    fast = "--seed=0 --engine=fast --overwrite"
+    assert reading.build_command(path) == command.replace("--seed=7 --overwrite", fast)
+    (path / "metadata.json").write_text(json.dumps({**metadata, "seed": 7}))
     (path / "features.json").unlink()
     with pytest.raises(UserError, match=re.escape(command)):
         reading.open_dataset("deeplense", "model_ii_instrument", tmp_path / "data")

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,19 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlens_tf.errors import UserError
+from dlens_tf.parameters import Choice, ParameterSet, Uniform
 from dlens_tf.simulation import generate
 from dlens_tf.simulation.generate import plan, read_block, run_blocks, simulate_block
 from dlens_tf.simulation.recipes import CLASSES, get_recipe
-from dlens_tf.simulation.simulator import simulate
+from dlens_tf.simulation.simulator import Simulator
 
 RECIPE = "model_iii_instrument"
+KINDS = get_recipe(RECIPE).classes
 
 
 @pytest.fixture
 def blocks(monkeypatch):
     """Six small blocks: two of each class."""
     monkeypatch.setattr(generate, "BLOCK_SIZE", 3)
-    return plan(RECIPE, CLASSES, seed=5, start=100, num_per_class=5)
+    return plan(RECIPE, KINDS, seed=5, start=100, num_per_class=5)
 
 
 def contents(folder):
@@ -31,22 +35,25 @@ def contents(folder):
 def test_plan_covers_every_example_once(blocks):
     examples = [(b.dm_class, i) for b in blocks for i in range(b.start, b.stop)]
     assert len(examples) == sum(map(len, blocks)) == 15
-    assert set(examples) == {(c, i) for c in CLASSES for i in range(100, 105)}
-    assert [b.dm_class for b in blocks] == [*CLASSES, *CLASSES]
+    assert set(examples) == {(c, i) for c in KINDS for i in range(100, 105)}
+    assert [b.dm_class for b in blocks] == [*KINDS, *KINDS]
 
 
 def test_file_names_tell_requests_apart(blocks):
-    other = plan(RECIPE, CLASSES, seed=6, start=100, num_per_class=5)
-    recipe = plan("model_iii", CLASSES, seed=5, start=100, num_per_class=5)
-    names = [b.file_name for b in [*blocks, *other, *recipe]]
+    other = plan(RECIPE, KINDS, seed=6, start=100, num_per_class=5)
+    recipe = plan("model_iii", KINDS, seed=5, start=100, num_per_class=5)
+    fast = plan(RECIPE, KINDS, seed=5, start=100, num_per_class=5, engine="fast")
+    batch = [dataclasses.replace(block, batch=4) for block in fast]
+    names = [b.file_name for b in [*blocks, *other, *recipe, *fast, *batch]]
     assert len(set(names)) == len(names)
 
 
 def test_block_holds_what_simulate_gives(blocks):
+    simulator = Simulator(get_recipe(RECIPE))
     for block in blocks[:3]:
         arrays = simulate_block(block)
         for row, index in enumerate(range(block.start, block.stop)):
-            lens = simulate(get_recipe(RECIPE), block.dm_class, 5, index)
+            lens = simulator.simulate(block.dm_class, 5, index)
             np.testing.assert_array_equal(arrays["image"][row], lens.image)
             assert arrays["label"][row] == CLASSES.index(block.dm_class)
             for name, value in lens.parameters.items():
@@ -64,7 +71,7 @@ def test_number_of_workers_and_interruptions_leave_no_trace(blocks, tmp_path):
     # Half of it lost, one block half written.
     for block in blocks[1::2]:
         (tmp_path / "two" / block.file_name).unlink()
-    (tmp_path / "two" / f"{blocks[1].file_name}.1.partial").write_bytes(b"half")
+    (tmp_path / "two" / f".{blocks[1].file_name}.1.partial").write_bytes(b"half")
     assert sum(run_blocks(blocks, tmp_path / "two", workers=1)) == 15
     assert contents(tmp_path / "two") == alone
 
@@ -81,6 +88,66 @@ def test_finished_blocks_are_not_simulated_again(blocks, tmp_path, monkeypatch):
     assert arrays["image"].shape == (3, 64, 64, 1) and arrays["image"].dtype == np.float32
 
 
+def test_blocks_of_the_fast_engine_are_parts_of_whole_batches():
+    """A block that its split cuts short has the bytes of the whole one."""
+    whole = generate.Block(RECIPE, "axion", 5, 100, 104, "fast", batch=4)
+    part = dataclasses.replace(whole, stop=102)
+    arrays, first = simulate_block(whole), simulate_block(part)
+    assert len(first["image"]) == 2 and set(first) == set(arrays)
+    for key, values in first.items():
+        np.testing.assert_array_equal(values, arrays[key][:2], err_msg=key)
+    reference = simulate_block(dataclasses.replace(part, engine="lenstronomy"))
+    # The same noise on models that agree to 1e-4 of the peak.
+    peak = np.abs(reference["image"]).max()
+    np.testing.assert_allclose(first["image"], reference["image"], rtol=0.0, atol=2e-4 * peak)
+    for name in get_recipe(RECIPE).class_parameters("axion").names:
+        key = f"parameters/{name}"
+        np.testing.assert_array_equal(first[key], reference[key], err_msg=name)
+
+
+@pytest.mark.slow
+def test_workers_of_the_fast_engine_leave_no_trace(tmp_path, monkeypatch, capfd):
+    """Whatever threads and devices this process has, they write the same bytes, in silence."""
+    monkeypatch.setattr(generate, "BLOCK_SIZE", 3)
+    blocks = plan(RECIPE, KINDS, seed=5, start=100, num_per_class=5, engine="fast")
+    for workers in (1, 2):
+        assert sum(run_blocks(blocks, tmp_path / str(workers), workers)) == 15
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_examples_leave_out_what_the_data_set_has_not(blocks):
+    block = blocks[KINDS.index("axion")]
+    arrays = simulate_block(block)
+    parameters = get_recipe(RECIPE).shared_parameters
+    examples = list(generate.block_examples(block, arrays, parameters))
+    assert [key for key, _ in examples] == ["axion_100", "axion_101", "axion_102"]
+    for i, (_, example) in enumerate(examples):
+        assert set(example) == {"image", "label", "parameters", "metadata"}
+        assert set(example["parameters"]) == set(parameters.names)
+        assert example["parameters"]["source_x"] == arrays["parameters/source_x"][i]
+
+
+def test_choices_become_classes():
+    prior = Choice(6.0, 9.0, 7)
+    parameters = ParameterSet.from_priors({"log10_m_cut": prior, "theta_E": Uniform(1.0, 2.0)})
+    block = generate.Block(RECIPE, "cdm", 0, 0, 3)
+    arrays = {
+        "parameters/log10_m_cut": np.float32([6.5, 9.0, 6.0]),
+        "parameters/theta_E": np.float32([1.0, 1.5, 2.0]),
+    }
+    examples = [example for _, example in generate.block_examples(block, arrays, parameters)]
+    assert [example["classes"] for example in examples] == [
+        {"log10_m_cut": 1}, {"log10_m_cut": 6}, {"log10_m_cut": 0},
+    ]  # fmt: skip
+
+
+def test_galaxies_for_a_recipe_without_are_refused():
+    with pytest.raises(UserError, match=r"takes no galaxies; leave out --galaxies=/x"):
+        generate.source_galaxies(get_recipe(RECIPE), "/x")
+    assert generate.source_galaxies(get_recipe(RECIPE), None) is None
+
+
 def test_failing_worker_is_heard(tmp_path):
     bad = [generate.Block(RECIPE, "wimp", 0, i, i + 1) for i in range(2)]
     with pytest.raises(Exception, match="unknown class 'wimp'"):
@@ -92,6 +159,7 @@ def test_failing_worker_is_heard(tmp_path):
 ENDLESS = f"""
 import sys
 from pathlib import Path
+from dlens_tf.errors import UserError
 from dlens_tf.simulation import generate
 from dlens_tf.simulation.generate import plan, run_blocks
 if __name__ == "__main__":

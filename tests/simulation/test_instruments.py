@@ -33,3 +33,18 @@ def test_old_euclid_numbers():
 def test_unknown_instrument_lists_the_valid_ones():
     with pytest.raises(UserError, match="unknown instrument 'jwst'; valid: deeplense_model_i, "):
         get_instrument("jwst")
+
+
+def test_three_bands_share_pixels_and_differ_in_colour():
+    names = ("hst_acs_f606w_80mas", "hst_acs_f814w_80mas", "hst_wfc3_f160w_native_psf")
+    bands = [get_instrument(name) for name in names]
+    assert {band.pixel_scale for band in bands} == {0.08}
+    assert [band.psf_fwhm for band in bands] == [0.08, 0.09, 0.15]  # diffraction
+
+
+def test_drizzled_pixels_keep_the_noise_of_the_same_sky_area():
+    # Noise power per area is that of the detector, read noise included.
+    fine, coarse = get_instrument("hst_acs_f814w"), get_instrument("hst_acs_f814w_80mas")
+    np.testing.assert_allclose(
+        coarse.background_rms / coarse.pixel_scale, fine.background_rms / fine.pixel_scale
+    )

@@ -12,7 +12,7 @@ SIDE = 400
 
 def observe_flat(recipe, flux, seed=0):
     """An image of one constant flux, so that its pixels are draws from one law."""
-    return observe(np.full((SIDE, SIDE), flux), recipe, np.random.default_rng(seed))
+    return observe(np.full((SIDE, SIDE, 1), flux), recipe, np.random.default_rng(seed))
 
 
 def assert_moments(values, mean, variance):
@@ -66,7 +66,7 @@ def test_model_i_bright_pixels_have_the_documented_variance(counts_recipe):
 
 def test_model_i_exposures_are_log_uniform():
     recipe = get_recipe("model_i_legacy")
-    flux = np.zeros((2, 2))
+    flux = np.zeros((2, 2, 1))
     times = [
         observe(flux, recipe, np.random.default_rng(seed)).exposure_time for seed in range(400)
     ]
@@ -88,8 +88,8 @@ def test_instrument_noise(name, flux):
     observed = observe_flat(recipe, flux)
     assert_moments(observed.image, flux, electrons / time**2)
     assert observed.exposure_time == time
-    mean, variance = moments(np.array(flux), recipe, time)
-    np.testing.assert_allclose([mean, variance], [flux, electrons / time**2], rtol=1e-10)
+    mean, variance = moments(np.full(1, flux), recipe, time)
+    np.testing.assert_allclose([mean[0], variance[0]], [flux, electrons / time**2], rtol=1e-10)
     # Gaussian, and no pixel's noise knows of its neighbour's.
     noise = (observed.image - flux) * time / np.sqrt(electrons)
     assert stats.kstest(noise.ravel(), stats.norm.cdf).pvalue > 0.01
@@ -98,7 +98,7 @@ def test_instrument_noise(name, flux):
 
 def test_snr_is_that_of_the_matched_filter():
     recipe = get_recipe("model_ii_instrument")
-    model = np.zeros((64, 64))
+    model = np.zeros((64, 64, 1))
     model[20:30, 20:30] = 0.5
     observed = observe(model, recipe, np.random.default_rng(0))
     background = observed.background_rms**2
@@ -107,7 +107,7 @@ def test_snr_is_that_of_the_matched_filter():
 
 
 def test_published_models_ii_and_iii_are_doubled_and_noise_free():
-    model = np.random.default_rng(0).uniform(size=(64, 64))
+    model = np.random.default_rng(0).uniform(size=(64, 64, 1))
     for name in ("model_ii_legacy", "model_iii_legacy"):
         recipe = get_recipe(name)
         first, second = (observe(model, recipe, np.random.default_rng(s)) for s in (0, 1))
@@ -121,6 +121,6 @@ def test_published_models_ii_and_iii_are_doubled_and_noise_free():
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_same_generator_same_noise(recipe):
-    model = np.full((8, 8), 0.1)
+    model = np.full((8, 8, len(recipe.bands)), 0.1)
     first, second = (observe(model, recipe, np.random.default_rng(5)) for _ in range(2))
     np.testing.assert_array_equal(first.image, second.image)

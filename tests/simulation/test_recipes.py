@@ -7,9 +7,11 @@ from dlens_tf.errors import UserError
 from dlens_tf.parameters import Constant, Uniform
 from dlens_tf.simulation.cosmology import einstein_radius
 from dlens_tf.simulation.recipes import CLASSES, RECIPES, get_recipe
+from dlens_tf.simulation.scene import draw
 
 LEGACY = ["model_i_legacy", "model_ii_legacy", "model_iii_legacy"]
 PHYSICAL = ["model_i", "model_ii", "model_iii"]
+POPULATIONS = [name for name, recipe in RECIPES.items() if recipe.dataset == "dark_matter"]
 
 # The published recipe, common to the three models.
 PUBLISHED = {
@@ -20,7 +22,23 @@ PUBLISHED = {
 
 def test_names_are_keys():
     assert all(name == recipe.name for name, recipe in RECIPES.items())
-    assert CLASSES == ("no_sub", "axion", "cdm")
+    # The position is the integer label of stored data sets: only ever append.
+    assert CLASSES == ("no_sub", "axion", "cdm", "wdm", "sidm", "uldm")
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_classes_are_known_and_in_order(recipe):
+    assert recipe.classes == tuple(c for c in CLASSES if c in recipe.substructure)
+    assert set(recipe.class_priors) <= set(recipe.classes)
+    if recipe.dataset == "deeplense":
+        assert recipe.classes == ("no_sub", "axion", "cdm")
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_bands_are_the_channels(recipe):
+    assert recipe.image_shape == (recipe.num_pix, recipe.num_pix, len(recipe.bands))
+    assert recipe.bands[0] == recipe.instrument
+    assert {band.pixel_scale for band in recipe.bands} == {recipe.instrument.pixel_scale}
 
 
 @pytest.mark.parametrize("name", LEGACY)
@@ -35,7 +53,7 @@ def test_legacy_priors(name):
     assert axion.free.names == ["log10_m_axion", "phi_vortex", "source_x", "source_y"]
     assert (recipe.z_lens, recipe.z_source) == (0.5, 1.0)
     assert recipe.supersampling == 1 and recipe.symmetry == "rot180"
-    subhalos = recipe.subhalos
+    subhalos = recipe.substructure["cdm"]
     assert (subhalos.number, subhalos.poisson, subhalos.slope) == (25, False, -0.9)
     assert subhalos.mass_range == (1e6, 1e10) and subhalos.radius_range == (0.25, 2.0)
 
@@ -78,7 +96,8 @@ def test_physical_recipes_mend_the_defects(name):
     recipe = get_recipe(name)
     assert recipe.distances == "angular" and recipe.deflection_convention is None
     assert recipe.noise == "instrument" and recipe.supersampling >= 2
-    assert recipe.subhalos.poisson and recipe.subhalos.slope == -1.9
+    subhalos = recipe.substructure["cdm"]
+    assert subhalos.poisson and subhalos.slope == -1.9
     assert recipe.shared_parameters.free.names == recipe.shared_parameters.names
     assert recipe.source_amplitude is None
     np.testing.assert_allclose(
@@ -88,18 +107,79 @@ def test_physical_recipes_mend_the_defects(name):
     )
 
 
-@pytest.mark.parametrize("name", PHYSICAL)
+@pytest.mark.parametrize("name", PHYSICAL + POPULATIONS)
 def test_d4_symmetry_of_the_prior(name):
     """Quarter turns and mirror images map pairs onto themselves up to sign and order."""
     recipe = get_recipe(name)
     assert recipe.symmetry == "d4"
-    for parameter in recipe.class_parameters("axion"):
-        if parameter.spin:
-            low, high = parameter.prior.support
-            assert low == -high
-        if parameter.spin == 1:
-            assert parameter.prior == recipe.priors[parameter.partner]
-    assert recipe.class_parameters("axion")["phi_vortex"].prior == Uniform(0.0, math.pi)
+    for dm_class in recipe.classes:
+        for parameter in recipe.class_parameters(dm_class):
+            if parameter.spin:
+                low, high = parameter.prior.support
+                assert low == -high
+            if parameter.spin == 1:
+                assert parameter.prior == recipe.priors[parameter.partner]
+            if parameter.period is not None:
+                assert parameter.prior == Uniform(0.0, parameter.period)
+
+
+def test_populations_are_there():
+    kinds = ("cdm", "wdm", "sidm", "uldm")
+    expected = {kind + suffix for kind in kinds for suffix in ("", "_hst", "_hst_cosmos")}
+    assert set(POPULATIONS) == expected | {"mass_cutoff", "model_iv"}
+    for name in expected:
+        assert get_recipe(name).classes == (name.split("_")[0],)
+        assert get_recipe(name).has_galaxies == name.endswith("_cosmos")
+
+
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_populations_have_their_targets(name):
+    """The macro-model of a power law with shear, and what the subhalos were drawn from."""
+    recipe = get_recipe(name)
+    macro = {
+        "theta_E", "gamma_epl", "e1", "e2", "gamma1", "gamma2", "center_x", "center_y",
+    }  # fmt: skip
+    own = {"wdm": "log10_m_hm", "sidm": "cross_section", "uldm": "log10_m_axion"}
+    for dm_class in recipe.classes:
+        free = set(recipe.class_parameters(dm_class).free.names)
+        assert free >= macro
+        if name == "mass_cutoff":
+            assert free >= {"log10_m_cut", "log10_f_sub"}
+        elif dm_class != "no_sub":
+            assert free >= {"sigma_sub", "shmf_slope", "log10_f_sub"}
+        for kind, parameter in own.items():
+            assert (parameter in free) == (dm_class == kind)
+    assert recipe.distances == "angular" and recipe.deflection_convention is None
+    assert recipe.noise == "instrument" and recipe.supersampling >= 2
+
+
+def test_mass_cutoffs_are_those_of_varma_2020():
+    prior = get_recipe("mass_cutoff").class_parameters("cdm")["log10_m_cut"].prior
+    assert prior.values == (6.0, 6.5, 7.0, 7.5, 8.0, 8.5, 9.0)
+
+
+def test_model_iv_is_in_colour():
+    recipe = get_recipe("model_iv")
+    assert recipe.image_shape == (64, 64, 3) and recipe.has_galaxies
+    assert recipe.classes == ("no_sub", "cdm", "uldm")
+    # Lenses are redder than sources.
+    for band in (2, 3):
+        lens, source = (recipe.priors[f"{who}_color_{band}"].mean for who in ("lens", "source"))
+        assert lens > source > 0.0
+
+
+@pytest.mark.parametrize("name", ["cdm", "wdm", "sidm", "uldm", "mass_cutoff"])
+def test_derived_labels_have_the_moments_of_their_prior(name):
+    recipe = get_recipe(name)
+    [dm_class] = recipe.classes
+    number = 300
+    draws = [draw(recipe, dm_class, 5, index).parameters for index in range(number)]
+    for label in recipe.class_parameters(dm_class).derived:
+        prior = recipe.class_parameters(dm_class)[label].prior
+        values = np.array([parameters[label] for parameters in draws])
+        assert prior.low <= values.min() and values.max() <= prior.high
+        assert values.mean() == pytest.approx(prior.mean, abs=4 * prior.std / math.sqrt(number))
+        assert values.std() == pytest.approx(prior.std, rel=0.2)
 
 
 def test_published_errors():

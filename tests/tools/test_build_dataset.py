@@ -61,8 +61,14 @@ def test_other_seed_is_refused(built, run_tool):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=model_v"], "should be one of <model_i|model_i_classes|model_i_legacy|"),
-        (["--config=model_i", "--dataset=imagenet"], "should be one of <deeplense>"),
+        (["--config=model_v"], "unknown configuration of deeplense 'model_v'; valid: model_i_leg"),
+        (["--config=cdm"], "unknown configuration of deeplense 'cdm'; valid: model_i_legacy, "),
+        (["--config=model_i", "--dataset=dark_matter"], "of dark_matter 'model_i'; valid: cdm"),
+        (["--config=model_i", "--dataset=imagenet"], "one of <deeplense|dark_matter>"),
+        (["--config=model_i", "--engine=slow"], "one of <lenstronomy|fast>"),
+        (["--config=model_i", "--galaxies=/x"], "takes no galaxies; leave out --galaxies=/x"),
+        (["--config=model_i", "--num_shards=99999999"], "num_shards must be between 1 and"),
+        (["--config=model_i", "--beam_options=x=1"], "given without a beam_runner"),
         (["--config=model_i", "--num_examples=0"], "--num_examples=0"),
         (["--config=model_i", "--seed=-1"], "--seed=-1"),
         (["--config=model_i", f"--seed={2**63}"], f"--seed={2**63}"),

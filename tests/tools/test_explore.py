@@ -12,7 +12,7 @@ def test_writes_the_picture(run_tool, tmp_path):
     data = output.read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = (int.from_bytes(data[at : at + 4]) for at in (16, 20))
-    assert width > 300 and height > 1000
+    assert width > 800 and height > 700
     assert [path.name for path in output.parent.iterdir()] == ["gallery.png"]
 
 
@@ -20,8 +20,13 @@ def test_writes_the_picture(run_tool, tmp_path):
     ("arguments", "message"),
     [
         ([], "flag --recipe is missing"),
-        (["--recipe=model_v"], "should be one of <model_i|model_i_legacy|"),
+        (["--recipe=model_v"], "should be one of <cdm|cdm_hst|"),
         (["--recipe=model_i", "--num=0"], "--num=0"),
+        (["--recipe=model_i", "--engine=slow"], "should be one of <lenstronomy|fast>"),
+        (["--recipe=model_i", "--classes=axion,wdm"], "'wdm'; valid: no_sub, axion, cdm"),
+        (["--recipe=model_i", "--galaxies=x"], "--galaxies is of no use to model_i"),
+        (["--recipe=model_iv", "--galaxies=/nowhere"], "/nowhere"),
+        (["--recipe=model_i", "--output=a"], "unknown picture format ''; valid: .png"),
         (["--recipe=model_i", "--output=a.jpg"], "'.jpg'; valid: .png, .pdf, .svg"),
         (
             ["--recipe=model_iii", "--num=1", "--output=/dev/null/a.png"],

@@ -50,6 +50,8 @@ def _resolve(flagfile: Path, *arguments: str) -> dict:
             "--nodeterministic", "--loss=beta_nll", "--crop=32", "--front_end=smooth_residual",
             "--learning_rate=1.5e-3", "--model=vit",
         ],
+        ["--config=model_ii", "--run_dir=r", "--data=simulate:model_ii", "--engine=lenstronomy"],
+        ["--config=model_ii", "--run_dir=r", "--data=simulate:model_ii", "--galaxies=my galaxies"],
     ],
 )  # fmt: skip
 def test_flagfile_repeats_the_run(tmp_path, arguments):
@@ -59,6 +61,18 @@ def test_flagfile_repeats_the_run(tmp_path, arguments):
     assert (tmp_path / "again.cfg").read_text() == first.read_text()
     # A later flag wins.
     assert _resolve(tmp_path / "x.cfg", f"--flagfile={first}", "--batch_size=7")["batch_size"] == 7
+
+
+def test_flags_of_simulation_are_resolved(tmp_path):
+    arguments = ["--config=model_ii", "--run_dir=r", "--data=simulate:model_ii"]
+    options = _resolve(tmp_path / "flags.cfg", *arguments)
+    assert (options["engine"], options["examples_per_epoch"]) == ("fast", 20_000)
+    lines = (tmp_path / "flags.cfg").read_text().splitlines()
+    assert {"--data=simulate:model_ii", "--engine=fast", "--examples_per_epoch=20000"} <= set(lines)
+    # A run on a stored data set has nothing of it.
+    assert _resolve(tmp_path / "flags.cfg", *arguments[:2])["data"] == "dataset"
+    text = (tmp_path / "flags.cfg").read_text()
+    assert "--data=" not in text and "engine" not in text and "examples_per_epoch" not in text
 
 
 def test_interrupt_then_other_flags(run_tool, tiny_data_dir, tmp_path):
@@ -99,11 +113,22 @@ def test_interrupt_then_other_flags(run_tool, tiny_data_dir, tmp_path):
         (["--config=model_ii", "--run_dir=r", "--binning=2"], "need --front_end=smooth_residual"),
         (["--config=model_ii", "--run_dir=r", "--learning_rate=nan"], "learning_rate is nan"),
         (["--seed=4294967296"], "seed"),
+        (["--config=model_ii", "--run_dir=r", "--engine=fast"], "needs --data=simulate:<recipe>"),
+        (["--config=model_ii", "--run_dir=r", "--galaxies=g"], "needs --data=simulate:<recipe>"),
+        (
+            ["--config=model_ii", "--run_dir=r", "--data=simulate:model_ii", "--cache=none"],
+            "--cache=none needs --data=dataset",
+        ),
+        (
+            ["--config=model_ii", "--run_dir=r", "--data=simulate:model_9"],
+            "unknown recipe 'model_9'; valid: model_i_legacy",
+        ),
+        (["--engine=gpu"], "<lenstronomy|fast>"),
         (["--config=model_v"], "model_ii|"),
         (["--model=unet"], "<resnet|vit>"),
         (["--head=flow"], "<point|gaussian>"),
         (["--strategy=tpu"], "<one_device|mirrored|multi_worker>"),
-        (["--classes=wdm"], "axion"),
+        (["--classes=hot"], "axion"),
         (["--dropout=2"], "dropout"),
         (["--epochs=many"], "epochs"),
         (["--config=model_ii", "--run_dir=r", "--profile_steps=3"], "a first and a last step"),

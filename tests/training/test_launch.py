@@ -10,6 +10,8 @@ import sys
 import pytest
 
 from dlens_tf.errors import UserError
+from dlens_tf.evaluation.evaluate import evaluate_run
+from dlens_tf.simulation.simulator import SIMULATOR_VERSION
 from dlens_tf.training.launch import RunOptions, train_run
 from dlens_tf.training.run_folder import RunFolder
 
@@ -55,6 +57,76 @@ def test_killed_and_resumed_equals_uninterrupted(make_options, assert_same_run, 
     models = [RunFolder(tmp_path / name).load_model() for name in ("killed", "whole")]
     for weight, expected in zip(models[0].weights, models[1].weights, strict=True):
         assert weight.numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+SIMULATED = {"data": "simulate:model_ii_instrument", "examples_per_epoch": 24}
+
+
+@pytest.mark.slow
+def test_simulated_training_killed_and_resumed(make_options, assert_same_run, tmp_path):
+    killed, whole = (make_options(tmp_path / name, **SIMULATED) for name in ("killed", "whole"))
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(dataclasses.asdict(killed))],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    train_run(killed)
+    train_run(whole)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole", tolerance=0)
+
+
+@pytest.fixture(scope="module")
+def simulated_run(make_options, tmp_path_factory) -> RunFolder:
+    """A finished run on lenses simulated by lenstronomy. Not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "simulated"
+    return RunFolder(train_run(make_options(folder, **SIMULATED, engine="lenstronomy")))
+
+
+def test_simulated_run_tells_its_story(simulated_run, finished_run):
+    config = simulated_run.config
+    assert config["data"] == "simulate:model_ii_instrument"
+    assert (config["engine"], config["simulator_version"]) == ("lenstronomy", SIMULATOR_VERSION)
+    assert (config["training_examples"], config["augmentation"]) == (24, "none")
+    assert finished_run.config["data"] == "dataset"
+    assert (
+        config.items()
+        >= {
+            key: finished_run.config[key] for key in ("dataset", "recipe", "targets", "classes")
+        }.items()
+    )
+
+
+def test_simulated_run_is_evaluated_as_any_other(simulated_run, tmp_path):
+    shutil.copytree(simulated_run.path, tmp_path / "run")
+    result = evaluate_run(tmp_path / "run")
+    assert result["num_examples"] == 8
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("engine", "fast", r"engine fast, not lenstronomy.* or the --engine it was made with"),
+        (
+            "simulator_version",
+            "0.0.0",
+            "version 0.0.0, not .* or the version of dlens_tf it was",
+        ),
+        ("galaxies", "abc", r"galaxies abc, not None.* or the --galaxies it was made with"),
+        ("training_examples", 32, "training_examples 32, not 24"),
+    ],
+)
+def test_simulated_run_of_other_data_is_refused(
+    simulated_run, make_options, tmp_path, key, value, message
+):
+    folder = tmp_path / "run"
+    shutil.copytree(simulated_run.path, folder)
+    config = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(UserError, match=message) as info:
+        train_run(make_options(folder, **SIMULATED, engine="lenstronomy"))
+    assert "\n" not in str(info.value)
 
 
 def test_same_command_again_does_no_more(finished_run, make_options, capsys, tmp_path):
@@ -167,6 +239,20 @@ def test_damaged_run_is_refused(finished_run, make_options, tmp_path, name, cont
         ),
         ({"plan": {"epochs": 1, "learning_rate": float("nan")}}, "learning_rate is nan"),
         ({"plan": {"epochs": 1, "clip_norm": 0.0}}, "clip_norm is 0.0, must be positive"),
+        ({"data": "simulate:model_v"}, "unknown recipe 'model_v'; valid: model_i_legacy, model_i,"),
+        (
+            {"data": "simulate"},
+            "neither dataset nor simulate:<recipe>; recipes: model_i_legacy",
+        ),
+        (
+            {"data": "simulate:model_ii"},
+            "--config=model_ii_instrument is of model_ii_instrument; choose --dataset=deeplense "
+            "with --config=model_ii or model_ii_classes",
+        ),
+        ({**SIMULATED, "galaxies": "here"}, "has no real galaxies; leave out --galaxies"),
+        ({**SIMULATED, "engine": "slow"}, "unknown engine 'slow'; valid: lenstronomy, fast"),
+        ({**SIMULATED, "batch_size": 25}, "batch_size 25 is larger than the 24 images of an epoch"),
+        ({**SIMULATED, "data_dir": "nowhere"}, "build it with: python tools/build_dataset.py"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(make_options, tmp_path, changes, message):

@@ -347,7 +347,10 @@ def _spoilt(batches: TrainingBatches, value: float, from_step: int):
         )
 
     return SimpleNamespace(
-        spec=batches.spec, steps_per_epoch=3, folder=batches.folder, dataset=dataset
+        spec=batches.spec,
+        steps_per_epoch=3,
+        explained_errors=batches.explained_errors,
+        dataset=dataset,
     )
 
 

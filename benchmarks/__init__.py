@@ -1,0 +1,7 @@
+"""What tools/benchmark.py measures, one module a suite.
+
+A suite has `Options`, `run(options)` that yields a row after each measurement, and
+`table(report)` that makes Markdown of the rows. `report` writes, reads and prints them.
+"""
+
+SUITES = ("simulation", "reading", "training")
