@@ -30,7 +30,7 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 		exit 1; }
 	@echo "installing into $(VENV): about 3 GB, a few minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[beam,dev]"
 	@touch $@
 
 quickstart: $(STAMP)  ## simulate, train, evaluate, export and predict, in under 10 minutes

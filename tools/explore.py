@@ -1,6 +1,7 @@
 """Draws what a recipe simulates: lenses of each class, critical curves, substructure, residuals.
 
     python tools/explore.py --recipe=model_ii --output=gallery.png --num=4 --seed=0
+    python tools/explore.py --galaxy_sheet --output=galaxies.png --num=10
 
 No data set is needed.
 """
@@ -15,11 +16,13 @@ from dlens_tf.simulation.engines import ENGINES
 from dlens_tf.simulation.recipes import RECIPES
 
 FORMATS = (".png", ".pdf", ".svg")
+MAX_LENSES = 12
+"""Of each class, in one picture."""
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("recipe", None, sorted(RECIPES), "Recipe to draw.")
 flags.DEFINE_string("output", "gallery.png", f"Picture to write: {', '.join(FORMATS)}.")
-flags.DEFINE_integer("num", 4, "Lenses of each class.", lower_bound=1, upper_bound=12)
+flags.DEFINE_integer("num", 4, "Lenses of each class.", lower_bound=1, upper_bound=40)
 flags.DEFINE_integer("seed", 0, "Seed of the simulation.", lower_bound=0)
 flags.DEFINE_list("classes", None, "Classes to draw, of those that the recipe has; default: all.")
 flags.DEFINE_enum("engine", "lenstronomy", ENGINES, "What renders the images.")
@@ -29,12 +32,24 @@ flags.DEFINE_string(
     "Catalogue of real galaxies as sources (GalSim's layout), for recipes that take them; "
     "default: the ten that come with the package.",
 )
+flags.DEFINE_bool(
+    "galaxy_sheet", False, "Draw the galaxies of the catalogue, as stored and cleaned, instead."
+)
 
 
 def main(argv):
     del argv
-    cli.require(recipe=FLAGS.recipe, output=FLAGS.output)
+    cli.require(output=FLAGS.output)
     choose("picture format", Path(FLAGS.output).suffix, FORMATS)
+    if FLAGS.galaxy_sheet:
+        from dlens_tf.simulation.galaxy_sheet import save_galaxy_sheet
+
+        save_galaxy_sheet(FLAGS.galaxies, FLAGS.output, FLAGS.num)
+        print(f"wrote {FLAGS.output}")
+        return
+    cli.require(recipe=FLAGS.recipe)
+    if FLAGS.num > MAX_LENSES:
+        raise UserError(f"--num={FLAGS.num} lenses do not fit a picture; {MAX_LENSES} do")
     recipe = RECIPES[FLAGS.recipe]
     for dm_class in FLAGS.classes or ():
         choose("class", dm_class, recipe.classes)

@@ -26,7 +26,7 @@ from dlens_tf.errors import UserError, choose
 from dlens_tf.parameters import Choice
 from dlens_tf.pipeline import on_beam
 from dlens_tf.simulation import catalogue, generate
-from dlens_tf.simulation.engines import ENGINES
+from dlens_tf.simulation.engines import ENGINE_VERSIONS, ENGINES
 from dlens_tf.simulation.simulator import SIMULATOR_VERSION
 from dlens_tf.simulation.splits import SPLIT_START
 
@@ -35,7 +35,9 @@ _LIBRARIES = {
     "lenstronomy": ("lenstronomy", "numpy", "scipy"),
     "fast": ("numpy", "scipy", "tensorflow"),
 }
-_IDENTITY = ("seed", "sizes_per_class", "simulator_version", "engine", "galaxies")
+_IDENTITY = (
+    "seed", "sizes_per_class", "simulator_version", "engine", "engine_version", "galaxies",
+)  # fmt: skip
 
 
 class SimulatedConfig(tfds.core.BuilderConfig):
@@ -139,6 +141,8 @@ class SimulatedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "noise": recipe.noise,
             "symmetry": recipe.symmetry,
         }
+        if self._engine != "lenstronomy":
+            provenance["engine_version"] = ENGINE_VERSIONS[self._engine]
         if recipe.further_bands:
             provenance["bands"] = [band.name for band in recipe.bands]
         galaxies = generate.source_galaxies(recipe, self._galaxies)

@@ -15,7 +15,9 @@ from dlens_tf.simulation.psf import kernel_on_grid
 from dlens_tf.simulation.recipes import Recipe
 from dlens_tf.simulation.scene import Scene
 
-ENGINES = ("lenstronomy", "fast")
+ENGINE_VERSIONS = {"lenstronomy": "1.0.0", "fast": "1.0.0"}
+"""They change whenever an engine would make other bytes of the same scene."""
+ENGINES = tuple(ENGINE_VERSIONS)
 
 
 class Engine(Protocol):

@@ -40,7 +40,7 @@ MAX_ELLIPTICITY = 0.8
 """Of the main lens: beyond it the power law's series is slow to converge."""
 
 _SMALLEST_BUCKET = 64
-_SERIES_ACCURACY = 1e-8
+_SERIES_ACCURACY = 1e-6
 
 
 def _bucket(count: int) -> int:

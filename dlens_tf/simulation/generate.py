@@ -35,6 +35,7 @@ from dlens_tf.errors import UserError
 from dlens_tf.io.files import atomic_write
 from dlens_tf.parameters import Choice, ParameterSet
 from dlens_tf.quiet import silence_tensorflow
+from dlens_tf.simulation.engines import ENGINE_VERSIONS
 from dlens_tf.simulation.galaxies import GalaxyCatalogue
 from dlens_tf.simulation.recipes import CLASSES, Recipe, get_recipe
 from dlens_tf.simulation.simulator import SIMULATOR_VERSION, Simulator
@@ -77,7 +78,7 @@ class Block:
         request = dataclasses.asdict(self)
         catalogue = source_galaxies(get_recipe(self.recipe), self.galaxies)
         request["galaxies"] = catalogue.content_id if catalogue else None
-        text = json.dumps([SIMULATOR_VERSION, request])
+        text = json.dumps([SIMULATOR_VERSION, ENGINE_VERSIONS[self.engine], request])
         return f"block-{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"
 
 

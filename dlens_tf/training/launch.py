@@ -16,6 +16,7 @@ _SIMULATE = "simulate:"
 _REMEDIES = {
     "engine": "the --engine it was made with",
     "galaxies": "the --galaxies it was made with",
+    "engine_version": "the version of dlens_tf it was made with ({dlens_tf_version})",
     "simulator_version": "the version of dlens_tf it was made with ({dlens_tf_version})",
 }
 
@@ -173,6 +174,7 @@ def train_run(options: RunOptions) -> Path:
     from dlens_tf.pipeline.batches import BatchSpec, TrainingBatches, load_arrays
     from dlens_tf.pipeline.reading import open_dataset
     from dlens_tf.pipeline.simulated import SimulatedBatches
+    from dlens_tf.simulation.engines import ENGINE_VERSIONS
     from dlens_tf.simulation.galaxies import GalaxyCatalogue
     from dlens_tf.simulation.simulator import SIMULATOR_VERSION
     from dlens_tf.training import strategies
@@ -222,6 +224,7 @@ def train_run(options: RunOptions) -> Path:
             recipe, batch_spec, options.examples_per_epoch, options.engine, galaxies
         )
         data["engine"] = options.engine
+        data["engine_version"] = ENGINE_VERSIONS[options.engine]
         data["simulator_version"] = SIMULATOR_VERSION
         data["galaxies"] = galaxies.content_id if galaxies else None
     data["training_examples"] = batches.num_examples

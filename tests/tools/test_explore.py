@@ -41,6 +41,13 @@ def test_bad_input_gives_one_line(run_tool, arguments, message):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_galaxies_can_be_drawn(run_tool, tmp_path):
+    picture = tmp_path / "galaxies.png"
+    done = run_tool("explore", "--galaxy_sheet", "--num=2", f"--output={picture}")
+    assert (done.returncode, done.stdout) == (0, f"wrote {picture}\n"), done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_nothing_heavy_is_imported_for_help():
     code = (
         "import sys, dlens_tf.tools.explore\n"

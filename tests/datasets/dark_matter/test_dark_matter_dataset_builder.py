@@ -11,6 +11,7 @@ from dlens_tf.errors import UserError
 from dlens_tf.parameters import ParameterSet
 from dlens_tf.pipeline.build import build_dataset
 from dlens_tf.simulation import catalogue, generate
+from dlens_tf.simulation.engines import ENGINE_VERSIONS
 from dlens_tf.simulation.galaxies import GalaxyCatalogue
 from dlens_tf.simulation.recipes import CLASSES, get_recipe
 from dlens_tf.simulation.simulator import Simulator
@@ -71,7 +72,7 @@ def test_cut_offs_are_seven_classes(built):
 
 def test_provenance(built):
     metadata = json.loads((built / "metadata.json").read_text())
-    assert metadata["engine"] == "fast"
+    assert (metadata["engine"], metadata["engine_version"]) == ("fast", ENGINE_VERSIONS["fast"])
     assert "tensorflow" in metadata["library_versions"]
     assert "galaxies" not in metadata
     parameters = ParameterSet.from_dicts(metadata["parameters"])
