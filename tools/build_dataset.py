@@ -30,7 +30,11 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("num_shards", 8, "TFRecord files per split, at most.", lower_bound=1)
 flags.DEFINE_enum(
-    "engine", "lenstronomy", ENGINES, "What renders: the reference, or batches in TensorFlow."
+    "engine",
+    None,
+    ENGINES,
+    "What renders: the reference, or batches in TensorFlow; default: "
+    + ", ".join(f"{spec.engine} ({name})" for name, spec in DATASETS.items()),
 )
 flags.DEFINE_string(
     "galaxies", None, "Catalogue that real sources are taken from; default: the bundled galaxies."

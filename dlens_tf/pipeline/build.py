@@ -16,7 +16,7 @@ from dlens_tf.errors import UserError
 from dlens_tf.io.files import one_line
 from dlens_tf.io.locks import exclusive
 from dlens_tf.pipeline import on_beam
-from dlens_tf.simulation.catalogue import get_config
+from dlens_tf.simulation.catalogue import DATASETS, get_config
 from dlens_tf.simulation.engines import make_engine
 from dlens_tf.simulation.generate import source_galaxies
 
@@ -151,7 +151,7 @@ def build_dataset(
     num_shards: int = 8,
     workers: int = 1,
     seed: int = 0,
-    engine: str = "lenstronomy",
+    engine: str | None = None,
     galaxies: str | Path | None = None,
     overwrite: bool = False,
     beam_runner: str | None = None,
@@ -171,7 +171,7 @@ def build_dataset(
         smallest split has examples.
       workers: processes that simulate.
       seed: seed of the simulation.
-      engine: one of `engines.ENGINES`.
+      engine: one of `engines.ENGINES`; None for the data set's own.
       galaxies: path of the catalogue that real sources are taken from; None for the bundled one.
       overwrite: whether to build again where a data set exists.
       beam_runner: name of the Apache Beam runner to generate on, instead of `workers`.
@@ -182,6 +182,7 @@ def build_dataset(
         or a damaged data set, another process builds the same one, or a simulating process dies.
     """
     recipe = get_config(dataset, config).recipe
+    engine = engine or DATASETS[dataset].engine
     if not 1 <= num_shards <= MAX_SHARDS:
         raise UserError(f"num_shards must be between 1 and {MAX_SHARDS:,}, not {num_shards:,}")
     beam = {}

@@ -82,7 +82,7 @@ class SimulatedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       sizes: examples per class of each split ("train", "validation", "test"); what is not named
         has `catalogue.DEFAULT_SIZES`.
       seed: seed of the simulation.
-      engine: one of `engines.ENGINES`.
+      engine: one of `engines.ENGINES`; None for the data set's own.
       galaxies: path of the catalogue that real sources are taken from; None for the bundled one.
       workers: processes that simulate.
       progress: called with (examples done, examples in all, examples a second).
@@ -105,7 +105,7 @@ class SimulatedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         *,
         sizes: Mapping[str, int] | None = None,
         seed: int = 0,
-        engine: str = "lenstronomy",
+        engine: str | None = None,
         galaxies: str | Path | None = None,
         workers: int = 1,
         progress: Callable[[int, int, float], None] | None = None,
@@ -113,7 +113,7 @@ class SimulatedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ):
         self._sizes = {**catalogue.DEFAULT_SIZES, **(sizes or {})}
         self._seed = seed
-        self._engine = choose("engine", engine, ENGINES)
+        self._engine = choose("engine", engine or self.DATASET.engine, ENGINES)
         self._galaxies = str(galaxies) if galaxies else None
         self._workers = workers
         self._progress = progress

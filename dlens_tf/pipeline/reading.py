@@ -99,7 +99,7 @@ def build_command(path: Path) -> str:
             "num_test": int(sizes["test"]),
             "seed": int(metadata["seed"]),
         }
-        if metadata["engine"] != "lenstronomy":
+        if metadata["engine"] != DATASETS[values["dataset"]].engine:
             values["engine"] = metadata["engine"]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # missing or damaged: the command without them is still of use

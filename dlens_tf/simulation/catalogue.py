@@ -41,6 +41,7 @@ class DatasetSpec:
       version: of all configurations.
       release_notes: by version.
       labels: names of the integer labels, the first ones of `recipes.CLASSES`.
+      engine: what renders it unless it is asked otherwise.
       configs: by name.
     """
 
@@ -48,6 +49,7 @@ class DatasetSpec:
     version: str
     release_notes: Mapping[str, str]
     labels: tuple[str, ...]
+    engine: str
     configs: Mapping[str, ConfigSpec]
 
 
@@ -79,6 +81,7 @@ DATASETS: dict[str, DatasetSpec] = {
                 "1.0.0": "Models I, II and III: legacy, with instrument noise, and physical."
             },
             labels=CLASSES[:3],
+            engine="lenstronomy",
             configs=_axion_configs(),
         ),
         DatasetSpec(
@@ -86,6 +89,7 @@ DATASETS: dict[str, DatasetSpec] = {
             version="1.0.0",
             release_notes={"1.0.0": "Populations of CDM, WDM, SIDM and ultralight dark matter."},
             labels=CLASSES,
+            engine="fast",  # hundreds of halos take lenstronomy a second
             configs=_population_configs(),
         ),
     ]
