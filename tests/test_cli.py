@@ -94,6 +94,7 @@ def test_command_line():
         "python tools/train.py --config=a --seed=1"
     )
     assert cli.command_line("train") == "python tools/train.py"
+    assert cli.command_line("train", run_dir="a run") == "python tools/train.py --run_dir='a run'"
 
 
 def test_require_accepts_zero_and_false():

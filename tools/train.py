@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from dlens_tf import cli
-from dlens_tf.errors import UserError
+from dlens_tf.errors import Interrupted, UserError
 from dlens_tf.simulation.catalogue import DATASETS, all_configs
 from dlens_tf.simulation.engines import ENGINES
 from dlens_tf.simulation.recipes import CLASSES
@@ -228,7 +228,6 @@ def main(argv):
     cli.require(config=FLAGS.config, run_dir=FLAGS.run_dir, data_dir=FLAGS.data_dir)
     options = run_options()
     from dlens_tf.training.launch import train_run
-    from dlens_tf.training.trainer import Interrupted
 
     try:
         run_dir = train_run(options)

@@ -3,7 +3,7 @@
 `Batches` is what the trainer knows of them. `TrainingBatches` come from a stored data set,
 `simulated.SimulatedBatches` straight from the simulation. Training resumed at any step sees
 what uninterrupted training would have seen, and any number of devices sees the same global
-batches.
+batches (with the fast engine on several machines, up to the last bits).
 
 The order of epoch e of a stored data set is a permutation drawn from (seed, e), and so are its
 augmentations. With `cache="memory"` the decoded split is held in memory and every epoch is a

@@ -51,7 +51,7 @@ def _set_aside(path: Path, aside: Path) -> Iterator[None]:
     epath.Path(aside).rmtree()
 
 
-def _write_error(error: BaseException | None) -> BaseException | None:
+def _file_error(error: BaseException | None) -> BaseException | None:
     """The file system's own error behind one that TFDS may have wrapped; None if there is none."""
     import tensorflow as tf
 
@@ -123,7 +123,7 @@ class _Progress:
 
 @contextlib.contextmanager
 def _explained_errors(data_dir: Path, beam: bool) -> Iterator[None]:
-    """Turns errors of writing, and what a Beam runner makes of a `UserError`, into one line."""
+    """Turns errors of files, and what a Beam runner makes of a `UserError`, into one line."""
     import tensorflow as tf
 
     try:
@@ -132,9 +132,12 @@ def _explained_errors(data_dir: Path, beam: bool) -> Iterator[None]:
         wrapped = on_beam.user_error(error) if beam else None
         if wrapped is not None:
             raise wrapped from error
-        cause = None if isinstance(error, UserError) else _write_error(error)
+        cause = None if isinstance(error, UserError) else _file_error(error)
         if cause is None:
             raise
+        file = getattr(cause, "filename", None)
+        if file and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(data_dir)):
+            raise UserError(f"can't use {file}: {one_line(cause)}") from error
         raise UserError(f"can't write to {data_dir}: {one_line(cause)}") from error
     except KeyboardInterrupt:
         if not beam:

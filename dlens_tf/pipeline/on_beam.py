@@ -13,7 +13,7 @@ import logging
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -115,12 +115,13 @@ _POOLS: dict[str, ProcessPoolExecutor] = {}
 _LOCK = threading.Lock()
 
 
-def _pool(engine: str) -> ProcessPoolExecutor:
-    """The one simulating process that this process has for an engine."""
-    with _LOCK:
-        if engine not in _POOLS:
-            _POOLS[engine] = generate.worker_pool(1, engine)
-        return _POOLS[engine]
+def _submit(block: generate.Block) -> Future:
+    """Hands a block to the one simulating process that this process has for its engine."""
+    # Submitting starts the process. The runner's threads would mix up the changed environment.
+    with _LOCK, generate.single_threads():
+        if block.engine not in _POOLS:
+            _POOLS[block.engine] = generate.worker_pool(1, block.engine)
+        return _POOLS[block.engine].submit(generate.simulate_block, block)
 
 
 def end_processes() -> None:
@@ -133,10 +134,8 @@ def end_processes() -> None:
 
 def _simulate(block: generate.Block, parameters: ParameterSet) -> list[tuple[str, dict[str, Any]]]:
     """The examples of a block; runs in Beam's workers."""
-    with generate.single_threads():
-        future = _pool(block.engine).submit(generate.simulate_block, block)
     try:
-        arrays = future.result()
+        arrays = _submit(block).result()
     except BrokenProcessPool:
         end_processes()  # a runner may try the block again
         raise

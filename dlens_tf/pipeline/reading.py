@@ -21,6 +21,7 @@ from dlens_tf.commands import command_line
 from dlens_tf.errors import UserError, choose
 from dlens_tf.parameters import Choice, ParameterSet
 from dlens_tf.simulation.catalogue import DATASETS, get_config
+from dlens_tf.simulation.galaxies import GalaxyCatalogue
 from dlens_tf.simulation.recipes import CLASSES
 from dlens_tf.simulation.splits import SPLIT_START
 
@@ -82,8 +83,8 @@ def dataset_path(dataset: str, config: str, data_dir: str | Path) -> Path:
 def build_command(path: Path) -> str:
     """The command that builds the data set at data_dir/dataset/config/version.
 
-    Where the folder still says with which seed and sizes it was built, the command names them,
-    so that it makes the same data set again.
+    Where the folder still says with which seed, sizes, engine and galaxies it was built, the
+    command names them, so that it makes the same data set again.
     """
     values = {
         "dataset": path.parents[1].name,
@@ -101,6 +102,10 @@ def build_command(path: Path) -> str:
         }
         if metadata["engine"] != DATASETS[values["dataset"]].engine:
             values["engine"] = metadata["engine"]
+        galaxies = metadata.get("galaxies")
+        if galaxies not in (None, GalaxyCatalogue.open(None).content_id):
+            # No path of a file: it is not known, and the bundled ones would not do.
+            values["galaxies"] = f"<catalogue whose content_id is {galaxies}>"
     except (OSError, ValueError, KeyError, TypeError):
         pass  # missing or damaged: the command without them is still of use
     command = command_line("build_dataset", **values)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-from dlens_tf.errors import choose
+from dlens_tf.errors import UserError, choose
 from dlens_tf.parameters import ParameterSet
 from dlens_tf.simulation.recipes import CLASSES, RECIPES, Recipe
 
@@ -97,8 +97,14 @@ DATASETS: dict[str, DatasetSpec] = {
 
 
 def get_config(dataset: str, config: str) -> ConfigSpec:
-    """A data set's configuration; raises a `UserError` that lists the valid ones."""
+    """A data set's configuration; raises a `UserError` where there is none of that name."""
     spec = DATASETS[choose("data set", dataset, DATASETS)]
+    homes = [name for name in DATASETS if config in DATASETS[name].configs]
+    if homes and dataset not in homes:
+        home = homes[0]
+        raise UserError(
+            f"configuration '{config}' is of data set {home} (--dataset={home}), not {dataset}"
+        )
     return spec.configs[choose(f"configuration of {dataset}", config, spec.configs)]
 
 

@@ -23,6 +23,7 @@ from dlens_tf.simulation.cosmology import distance_ratio
 from dlens_tf.simulation.galaxies import GalaxyCatalogue
 from dlens_tf.simulation.lenstronomy_engine import band_magnitude
 from dlens_tf.simulation.noise import DEEPLENSE_BACKGROUND_RMS
+from dlens_tf.simulation.populations import Population
 from dlens_tf.simulation.psf import gaussian_taps, kernel_on_grid
 from dlens_tf.simulation.recipes import Recipe
 from dlens_tf.simulation.scene import Scene
@@ -39,6 +40,13 @@ MAX_HALOS = 20_000
 MAX_ELLIPTICITY = 0.8
 """Of the main lens: beyond it the power law's series is slow to converge."""
 
+BRIGHT_ALPHA = 1e-3
+"""Deflection at the scale radius, arcsec, above which a halo is summed on every subpixel."""
+NODES_PER_PIXEL = 2
+"""Along an axis: where the other halos are summed; between them their sum is interpolated."""
+
+_SERSIC = ("xx", "xy", "yy", "b_n", "inverse_n", "floor")
+_SERSIC_SMOOTHING = 1e-4  # lenstronomy's, arcsec
 _SMALLEST_BUCKET = 64
 _SERIES_ACCURACY = 1e-6
 
@@ -61,11 +69,13 @@ def _sersic_flux(R_sersic: float, n_sersic: float) -> float:
 
 
 def _sersic_numbers(values: Mapping[str, float], prefix: str, own_shape: str) -> list[float]:
-    """xx, xy, yy, b_n and 1/n of `kernels.sersic`; the ellipticity is `<own_shape>e1`, e2."""
+    """The shape of `kernels.sersic`, as `_SERSIC`; the ellipticity is `<own_shape>e1`, e2."""
     e1, e2 = values[f"{own_shape}e1"], values[f"{own_shape}e2"]
     n_sersic = values[f"{prefix}_n_sersic"]
-    norm = math.sqrt(max(abs(1.0 - e1**2 - e2**2), 1e-6)) * values[f"{prefix}_R_sersic"]
-    return [(1 - e1) / norm, -e2 / norm, (1 + e1) / norm, _sersic_b_n(n_sersic), 1 / n_sersic]
+    R_sersic = values[f"{prefix}_R_sersic"]
+    norm = math.sqrt(max(abs(1.0 - e1**2 - e2**2), 1e-6)) * R_sersic
+    matrix = [(1.0 - e1) / norm, -e2 / norm, (1.0 + e1) / norm]
+    return [*matrix, _sersic_b_n(n_sersic), 1.0 / n_sersic, (_SERSIC_SMOOTHING / R_sersic) ** 2]
 
 
 def _deflection_scale(recipe: Recipe) -> float:
@@ -89,6 +99,58 @@ def _gaussian_matrix(instrument, num_pix: int, supersampling: int) -> np.ndarray
     taps = gaussian_taps(instrument, supersampling)
     convolved = ndimage.correlate1d(np.eye(num_pix * supersampling), taps, axis=0, mode="nearest")
     return convolved.reshape(num_pix, supersampling, -1).mean(axis=1)
+
+
+def _padded(
+    name: str, entries: np.ndarray, owner: np.ndarray, lenses: int
+) -> dict[str, np.ndarray]:
+    """Entries [E, …] as one array for each lens, and in how many steps they are summed."""
+    order = np.argsort(owner, kind="stable")
+    counts = np.bincount(owner, minlength=lenses)
+    first = np.cumsum(counts) - counts
+    padded = np.zeros((lenses, _bucket(int(counts.max())), halo_poles.ENTRY_SIZE), np.float32)
+    padded[owner[order], np.arange(len(owner)) - first[owner[order]]] = entries[order]
+    # Rows of zeros would divide 0 by 0 at a distance of 0: their denominators are 1 instead.
+    padded[..., -1] = np.where(padded[..., 2] == 0.0, 1.0, padded[..., -1])
+    return {name: padded, f"{name}_steps": (-(-counts // ENTRIES_PER_STEP)).astype(np.int32)}
+
+
+class _Grid:
+    """Where the deflection of some masses is computed, and how it gets to the subpixels.
+
+    Args:
+      axis: positions of the subpixels along an axis, arcsec.
+      spacing: largest distance of the grid's nodes, arcsec; None for the subpixels themselves.
+    """
+
+    def __init__(self, axis: np.ndarray, spacing: float | None):
+        from scipy.interpolate import make_interp_spline
+
+        self._matrix = None
+        step = axis[1] - axis[0]
+        if spacing is not None and spacing > 1.5 * step:
+            # Two more nodes on each side keep a spline's ends out of the image.
+            number = math.ceil((axis[-1] - axis[0]) / spacing) + 1
+            spacing = (axis[-1] - axis[0]) / (number - 1)
+            nodes = axis[0] + spacing * np.arange(-2, number + 2)
+            spline = make_interp_spline(nodes, np.eye(len(nodes)), k=5)
+            self._matrix = spline(axis).astype(np.float32)
+            axis = nodes
+        self.x, self.y = (a.ravel().astype(np.float32) for a in np.meshgrid(axis, axis))
+        self._side = len(axis)
+
+    def on_subpixels(self, deflection: kernels.Deflection) -> kernels.Deflection:
+        """The deflection [P] of the subpixels from that of the nodes."""
+        if self._matrix is None:
+            return deflection
+        matrix = tf.constant(self._matrix)
+
+        def interpolated(component: tf.Tensor) -> tf.Tensor:
+            nodes = tf.reshape(component, (self._side, self._side))
+            fine = tf.matmul(matrix, tf.matmul(nodes, matrix, transpose_b=True))
+            return tf.reshape(fine, [-1])
+
+        return kernels.Deflection(*map(interpolated, deflection))
 
 
 class FastEngine:
@@ -127,9 +189,6 @@ class FastEngine:
                 f"recipe {recipe.name} has vortices of different numbers of beads; "
                 "use --engine=lenstronomy"
             )
-        self._has_entries = any(
-            isinstance(law, PointSubhalos) or hasattr(law, "labels") for law in laws
-        )
         self._terms = self._series_terms()
         side = recipe.num_pix * recipe.supersampling
         axis = (np.arange(side) - 0.5 * (side - 1)) * (
@@ -137,6 +196,12 @@ class FastEngine:
         )
         self._x, self._y = (a.ravel().astype(np.float32) for a in np.meshgrid(axis, axis))
         self._side = side
+        self._grids = {}
+        has_halos = any(isinstance(law, Population) for law in laws)
+        if has_halos or any(isinstance(law, PointSubhalos) for law in laws):
+            self._grids["exact"] = _Grid(axis, None)
+        if has_halos:
+            self._grids["smooth"] = _Grid(axis, recipe.instrument.pixel_scale / NODES_PER_PIXEL)
         self._scale = _deflection_scale(recipe)
         self._optics: list[np.ndarray] = [self._band_optics(band) for band in recipe.bands]
         self._render = tf.function(self._render_graph, jit_compile=True)
@@ -184,10 +249,10 @@ class FastEngine:
         if self.recipe.has_galaxies:
             names += ["source_cos", "source_sin"]
         else:
-            names += [f"source_{n}" for n in ("xx", "xy", "yy", "b_n", "inverse_n")]
+            names += [f"source_{n}" for n in _SERSIC]
         names += [f"source_amplitude_{band}" for band in bands]
         if self._lens_light:
-            names += [f"lens_{n}" for n in ("xx", "xy", "yy", "b_n", "inverse_n")]
+            names += [f"lens_{n}" for n in _SERSIC]
             names += [f"lens_amplitude_{band}" for band in bands]
         if self._beads:
             names += [f"line_{n}" for n in ("x", "y", "cos", "sin", "half_length", "square")]
@@ -248,15 +313,15 @@ class FastEngine:
           scenes: drawn lenses of the engine's recipe.
 
         Returns:
-          `numbers` float32 [N, …]; where the recipe has halos or point masses, `entries` float32
-          [N, E, ENTRY_SIZE] with E a power of two, and `steps` int32 [N]; with galaxies as
-          sources, `pixels` float32 [N, n, n].
+          `numbers` float32 [N, …]; where the recipe has halos or point masses, `exact` and
+          `smooth` float32 [N, E, ENTRY_SIZE] with E a power of two, and with `_steps` after the
+          name int32 [N]; with galaxies as sources, `pixels` float32 [N, n, n].
 
         Raises:
           UserError: if a lens has more than `MAX_HALOS` halos, or one that can't be represented.
         """
         packed = {"numbers": np.array([self._numbers(scene) for scene in scenes], np.float32)}
-        if self._has_entries:
+        if self._grids:
             packed |= self._pack_entries(scenes)
         if self.recipe.has_galaxies:
             rows = [scene.galaxy for scene in scenes]
@@ -274,24 +339,25 @@ class FastEngine:
                 )
         masses = [PointMasses.none() if isinstance(s.points, Line) else s.points for s in scenes]
         point_owner = np.repeat(np.arange(len(scenes)), [len(m) for m in masses])
+        points = halo_poles.point_entries(PointMasses.joined(masses))
+        halos = Halos.joined([scene.halos for scene in scenes])
         halo_owner = np.repeat(np.arange(len(scenes)), [len(s.halos) for s in scenes])
-        entries, halo = halo_poles.halo_entries(Halos.joined([s.halos for s in scenes]))
-        owner = np.concatenate([halo_owner[halo], point_owner])
-        entries = np.concatenate([entries, halo_poles.point_entries(PointMasses.joined(masses))])
-        order = np.argsort(owner, kind="stable")
-        counts = np.bincount(owner, minlength=len(scenes))
-        first = np.cumsum(counts) - counts
-        padded = np.zeros(
-            (len(scenes), _bucket(int(counts.max())), halo_poles.ENTRY_SIZE), np.float32
+        entries, halo = halo_poles.halo_entries(halos)
+        bright = halos.alpha_Rs[halo] >= BRIGHT_ALPHA
+        owner = halo_owner[halo]
+        packed = _padded(
+            "exact",
+            np.concatenate([points, entries[bright]]),
+            np.concatenate([point_owner, owner[bright]]),
+            len(scenes),
         )
-        padded[owner[order], np.arange(len(owner)) - first[owner[order]]] = entries[order]
-        # Rows of zeros would divide 0 by 0 at a distance of 0: their denominators are 1 instead.
-        padded[..., -1] = np.where(padded[..., 2] == 0.0, 1.0, padded[..., -1])
-        return {"entries": padded, "steps": (-(-counts // ENTRIES_PER_STEP)).astype(np.int32)}
+        if "smooth" in self._grids:
+            packed |= _padded("smooth", entries[~bright], owner[~bright], len(scenes))
+        return packed
 
     # The graph.
 
-    def _trace(self, numbers, entries, steps) -> kernels.Deflection:
+    def _trace(self, numbers, packed: Mapping[str, tf.Tensor]) -> kernels.Deflection:
         """Source-plane positions of the subpixels of one lens."""
         x, y = tf.constant(self._x), tf.constant(self._y)
         total = kernels.elliptical_power_law(
@@ -314,8 +380,12 @@ class FastEngine:
                 number=self._beads,
                 **{n: numbers[f"line_{n}"] for n in ("cos", "sin")},
             )
-        if self._has_entries:
-            total += kernels.entries_sum(x, y, entries, steps)
+        for name, grid in self._grids.items():
+            masses = kernels.entries_sum(
+                tf.constant(grid.x), tf.constant(grid.y), packed[name], packed[f"{name}_steps"]
+            )
+            total += grid.on_subpixels(masses)
+        if "smooth" in self._grids:
             total += kernels.convergence_sheet(
                 x, y, **{n: numbers[n] for n in ("kappa", "center_x", "center_y")}
             )
@@ -325,19 +395,18 @@ class FastEngine:
         """The image [H, W, C] of one lens."""
         row = packed["numbers"]
         numbers = {name: row[column] for name, column in self._columns.items()}
-        beta = self._trace(numbers, packed.get("entries"), packed.get("steps"))
-        shape = ("center_x", "center_y", "xx", "xy", "yy", "b_n", "inverse_n")
+        beta = self._trace(numbers, packed)
         position = {"center_x": numbers["source_x"], "center_y": numbers["source_y"]}
         if self.recipe.has_galaxies:
             turn = {n: numbers[f"source_{n}"] for n in ("cos", "sin")}
             source = kernels.picture(beta.x, beta.y, packed["pixels"], **position, **turn)
         else:
-            own = {n: numbers[f"source_{n}"] for n in shape[2:]}
+            own = {n: numbers[f"source_{n}"] for n in _SERSIC}
             source = kernels.sersic(beta.x, beta.y, **position, **own)
         light = None
         if self._lens_light:
-            own = {n: numbers[f"lens_{n}"] for n in shape[2:]}
-            own |= {n: numbers[n] for n in shape[:2]}
+            own = {n: numbers[f"lens_{n}"] for n in _SERSIC}
+            own |= {n: numbers[n] for n in ("center_x", "center_y")}
             light = kernels.sersic(tf.constant(self._x), tf.constant(self._y), **own)
         bands = []
         for band, optics in enumerate(self._optics):
@@ -364,9 +433,10 @@ class FastEngine:
         if not self._at_once:
             return tf.map_fn(self._one, packed, fn_output_signature=tf.float32)
         # As many steps for every image, so that their loops are one.
-        steps = tf.reduce_max(packed.pop("steps", tf.zeros(1, tf.int32)))
+        keys = [f"{name}_steps" for name in self._grids]
+        most = {key: tf.reduce_max(packed.pop(key)) for key in keys}
         return tf.vectorized_map(
-            lambda one: self._one({**one, "steps": steps}), packed, fallback_to_while_loop=False
+            lambda one: self._one({**one, **most}), packed, fallback_to_while_loop=False
         )
 
     def render_packed(self, packed: Mapping[str, np.ndarray]) -> tf.Tensor:

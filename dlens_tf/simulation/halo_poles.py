@@ -5,14 +5,14 @@ The deflection of any spherical halo is a smooth function of radius, so it can b
     α(R) = Σ_j w_j R / (R² + p_j²)
 
 with the same few poles p_j for all halos of one shape. A term is the deflection of a Plummer
-sphere of mass w_j; four of them share one denominator, so that a batch of halos costs hardly
+sphere of mass w_j; five of them share one denominator, so that a batch of halos costs hardly
 more than as many point masses, on any device, without tables and branches. The weights are
 least-squares fits to lenstronomy's profiles, interpolated in the halo's shape.
 
-The error is largest in the cusp, within a few thousandths of the scale radius. Mostly it is
-1e-4 of the halo's largest deflection with 16 poles, which halos with `alpha_Rs` above
-`FAINT_ALPHA` have, and 5e-3 with 8, for the many faint ones: 2e-6 arcsec, nothing beside the
-others.
+Beyond 0.01" from the centre the error is mostly 1e-4 of the halo's largest deflection with 15
+poles, which halos with `alpha_Rs` above `FAINT_ALPHA` have, and 5e-4 with 10, for the many faint
+ones. Within 0.01" the halo is softened (`HALO_SOFTENING`); tests/simulation/test_halo_poles.py
+says how large the errors may be, tests/simulation/test_fast_engine.py those of images.
 """
 
 import functools
@@ -22,29 +22,31 @@ import numpy as np
 from dlens_tf.errors import UserError
 from dlens_tf.simulation.substructure import Halos, PointMasses
 
-POLES = 4
+POLES = 5
 """Poles that share a denominator: one entry of the sum."""
 ENTRY_SIZE = 3 + 2 * POLES
 """Numbers of an entry: x, y, 1 / unit², numerator and denominator from the highest power."""
 FAINT_ALPHA = 3e-4
-"""Deflection at the scale radius, arcsec, below which 8 poles are enough."""
+"""Deflection at the scale radius, arcsec, below which 10 poles are enough."""
 TRUNCATION_RANGE = (10**-4.0, 10**2.0)
 """r_trunc / Rs that can be represented."""
 CORE_RANGE = (10**-2.5, 10**0.5)
 """r_core / Rs that can be represented."""
+ALPHA_RANGE = (0.0, 0.2)
+"""alpha_Rs that can be represented, arcsec: the fits' errors grow with it."""
 POINT_SOFTENING = 1e-5
 """Point masses are Plummer lenses of this size, arcsec."""
-HALO_SOFTENING = 3e-4
-"""Smallest pole of a halo, arcsec: float32 overflows further than 1e5 poles away."""
+HALO_SOFTENING = 2e-3
+"""Smallest pole of a halo, arcsec: float32 would overflow far from a smaller one."""
 
-_FEW, _MANY = 8, 16
+_FEW, _MANY = 10, 15
 _TRUNCATION_STEP, _CORE_STEP = 0.05, 0.1  # dex between nodes of the tables
 _RADII = np.logspace(np.log10(1.2e-3), 3.3, 250)  # lenstronomy softens TNFW at 1e-3
 
 
 def _poles(log_tau: np.ndarray, log_core: np.ndarray | None, number: int) -> np.ndarray:
     """Poles in units of Rs, [..., number], for shapes [...]; they move smoothly with the shape."""
-    inner = np.log10(0.003 if number == _MANY else 0.03) - np.log10(1.0 + 10.0**-log_tau)
+    inner = np.log10(0.004 if number == _MANY else 0.015) - np.log10(1.0 + 10.0**-log_tau)
     inner = np.log10(_RADII[0] / 4.0 + 10.0**inner)
     outer = np.log10(1.5) + np.log10(1.0 + 10.0**log_tau)
     if log_core is not None:
@@ -162,13 +164,14 @@ def halo_entries(halos: Halos) -> tuple[np.ndarray, np.ndarray]:
       Entries float32 [E, ENTRY_SIZE], arcsec, and the halo that each is of, int64 [E].
 
     Raises:
-      UserError: if a halo's shape is outside the range of the fits.
+      UserError: if a halo's shape or size is outside the range of the fits.
     """
     parts, owners = [np.empty((0, ENTRY_SIZE))], [np.empty(0, np.int64)]
     tau = halos.r_trunc / halos.Rs
     core = halos.r_core / halos.Rs
     _check_range("r_trunc / Rs", tau, TRUNCATION_RANGE)
     _check_range("r_core / Rs", core[core > 0.0], CORE_RANGE)
+    _check_range("alpha_Rs in arcsec", halos.alpha_Rs, ALPHA_RANGE)
     faint = halos.alpha_Rs < FAINT_ALPHA
     for cored in (False, True):
         for number, of_number in ((_FEW, faint), (_MANY, ~faint)):
@@ -197,7 +200,8 @@ def halo_entries(halos: Halos) -> tuple[np.ndarray, np.ndarray]:
 
 def point_entries(points: PointMasses) -> np.ndarray:
     """Point masses as entries of the same sum, softened at `POINT_SOFTENING`."""
-    poles = np.tile([POINT_SOFTENING, 1.0, 1.0, 1.0], (len(points), 1))
+    poles = np.ones((len(points), POLES))
+    poles[:, 0] = POINT_SOFTENING
     weights = np.zeros_like(poles)
     weights[:, 0] = points.theta_E**2
     return _entries(points.x, points.y, poles, weights).astype(np.float32)

@@ -157,7 +157,7 @@ def entries_sum(x, y, entries, steps) -> Deflection:
     return Deflection(tf.math.real(total), tf.math.imag(total))
 
 
-def sersic(x, y, *, center_x, center_y, xx, xy, yy, b_n, inverse_n) -> tf.Tensor:
+def sersic(x, y, *, center_x, center_y, xx, xy, yy, b_n, inverse_n, floor) -> tf.Tensor:
     """Surface brightness [P] of a Sersic profile, 1 at the half-light radius.
 
     Args:
@@ -166,10 +166,12 @@ def sersic(x, y, *, center_x, center_y, xx, xy, yy, b_n, inverse_n) -> tf.Tensor
       xx, xy, yy: symmetric matrix that makes ellipses into circles of radius 1.
       b_n: of lenstronomy's approximation.
       inverse_n: 1 / Sersic index.
+      floor: square of the radius, in units of the half-light radius, within which lenstronomy
+        keeps the brightness constant.
     """
     dx, dy = x - center_x, y - center_y
     u, v = xx * dx + xy * dy, xy * dx + yy * dy
-    log_square = tf.math.log(tf.maximum(u * u + v * v, 1e-16))
+    log_square = tf.math.log(tf.maximum(u * u + v * v, floor))
     return tf.exp(b_n - b_n * tf.exp(0.5 * inverse_n * log_square))
 
 

@@ -218,13 +218,16 @@ _POPULATION_LENS: dict[str, Prior] = {
     "source_y": Uniform(-0.25, 0.25),
 }
 _SERSIC_SOURCE: dict[str, Prior] = {
-    name: _PHYSICAL_LENS[name]
-    for name in ("source_R_sersic", "source_n_sersic", "source_e1", "source_e2", "source_magnitude")
+    **{
+        name: _PHYSICAL_LENS[name]
+        for name in ("source_R_sersic", "source_n_sersic", "source_e1", "source_e2")
+    },
+    "source_magnitude": Uniform(21.0, 24.0),
 }
 _GALAXY_SOURCE: dict[str, Prior] = {
     "source_phi": Uniform(0.0, 2.0 * math.pi),
     "source_scale": Uniform(0.3, 0.6),
-    "source_magnitude": Uniform(20.0, 22.0),
+    "source_magnitude": Uniform(21.0, 24.0),
 }
 _DEEPLENSE_NETWORKS = {
     "XResNet18Hybrid": (0.2737, 0.2209, 0.1262),
@@ -387,7 +390,9 @@ _KINDS = {
 }
 
 
-def _population(kind: str, suffix: str, num_pix: int, instrument: str, source: str) -> Recipe:
+def _population(
+    kind: str, suffix: str, num_pix: int, instrument: str, supersampling: int, source: str
+) -> Recipe:
     """Subhalos of one kind of dark matter under a free macro-model."""
     dark_matter = _KINDS[kind]
     sources = {"Sersic": _SERSIC_SOURCE, "COSMOS": _GALAXY_SOURCE}[source]
@@ -405,18 +410,18 @@ def _population(kind: str, suffix: str, num_pix: int, instrument: str, source: s
         },
         class_priors={kind: dark_matter.priors},
         noise="instrument",
-        supersampling=2,
+        supersampling=supersampling,
         symmetry="d4",
         dataset="dark_matter",
     )
 
 
 _POPULATIONS = [
-    _population(kind, suffix, num_pix, instrument, source)
-    for suffix, num_pix, instrument, source in (
-        ("", 64, "euclid_vis", "Sersic"),
-        ("_hst", 100, "hst_acs_f814w", "Sersic"),
-        ("_hst_cosmos", 100, "hst_acs_f814w", "COSMOS"),
+    _population(kind, *observation)
+    for observation in (
+        ("", 64, "euclid_vis", 4, "Sersic"),
+        ("_hst", 100, "hst_acs_f814w", 3, "Sersic"),
+        ("_hst_cosmos", 100, "hst_acs_f814w", 3, "COSMOS"),
     )
     for kind in _KINDS
 ]
@@ -440,7 +445,7 @@ _MASS_CUTOFF = Recipe(
         }
     },
     noise="instrument",
-    supersampling=2,
+    supersampling=4,
     symmetry="d4",
     dataset="dark_matter",
 )
@@ -468,7 +473,7 @@ _MODEL_IV = Recipe(
         "lens_color_2": Normal(1.0, 0.1),
         "lens_color_3": Normal(2.0, 0.2),
         "lens_R_sersic": Uniform(0.4, 1.0),
-        "lens_n_sersic": Uniform(3.0, 5.0),
+        "lens_n_sersic": Uniform(2.0, 4.0),
     },
     substructure={
         "no_sub": Nothing(),
@@ -479,7 +484,7 @@ _MODEL_IV = Recipe(
     },
     class_priors={kind: _KINDS[kind].priors for kind in ("cdm", "uldm")},
     noise="instrument",
-    supersampling=2,
+    supersampling=4,
     symmetry="d4",
     dataset="dark_matter",
 )

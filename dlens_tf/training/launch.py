@@ -10,9 +10,12 @@ from typing import Any
 from dlens_tf import __version__
 from dlens_tf.errors import UserError
 from dlens_tf.simulation.catalogue import DATASETS, get_config
+from dlens_tf.simulation.galaxies import GalaxyCatalogue
 from dlens_tf.simulation.recipes import RECIPES, Recipe, get_recipe
 
 _SIMULATE = "simulate:"
+# Of the metadata of a stored data set: what it was made by.
+_MADE_BY = ("engine", "engine_version", "simulator_version", "galaxies")
 _REMEDIES = {
     "engine": "the --engine it was made with",
     "galaxies": "the --galaxies it was made with",
@@ -105,6 +108,20 @@ def _check_simulated(options: RunOptions, recipe: Recipe) -> None:
         raise UserError(f"recipe {recipe.name} has no real galaxies; leave out --galaxies")
 
 
+def _check_galaxies(galaxies: GalaxyCatalogue | None, folder) -> None:
+    """Raises a `UserError` unless the data set's sources are of the same catalogue.
+
+    Each catalogue has its own split: another one may train on what the data set holds out.
+    """
+    trained, stored = galaxies.content_id if galaxies else None, folder.metadata.get("galaxies")
+    if trained != stored:
+        raise UserError(
+            f"training would simulate from galaxies {trained}, but {folder.path} is made from "
+            f"galaxies {stored}, and those it holds out could be trained on; choose the "
+            "--galaxies it is made from, or build it again with these"
+        )
+
+
 def check_folder(options: RunOptions) -> None:
     """Raises a `UserError` if the run's folder can't be made, or is of another run."""
     from dlens_tf.training.run_folder import RunFolder, read_flags
@@ -135,9 +152,9 @@ def _check_data(run, data: Mapping[str, Any]) -> None:
     if not run.config_path.is_file():
         return
     for key, now in data.items():
-        before = run.config.get(key)
+        before = run.config.get(key, now)  # runs of older versions lack some
         if before != now:
-            remedy = _REMEDIES.get(key, "the --data_dir it was made with ({data_dir})")
+            remedy = _REMEDIES.get(key, "a data set built as that was (it was in {data_dir})")
             raise UserError(
                 f"{run.path} was trained on other data ({key} {before}, not {now}): choose another "
                 f"--run_dir, or {remedy.format_map(run.config)}"
@@ -166,6 +183,14 @@ def train_run(options: RunOptions) -> Path:
       UserError: for anything that the user can mend.
       Interrupted: after Ctrl-C, with a checkpoint saved.
     """
+    # A mistake that needs no TensorFlow to be seen is told before it is imported.
+    get_config(options.dataset, options.config)
+    simulated, galaxies = simulated_recipe(options.data), None
+    if simulated is not None:
+        _check_simulated(options, simulated)
+        galaxies = GalaxyCatalogue.open(options.galaxies) if simulated.has_galaxies else None
+    check_folder(options)
+
     import keras
     import tensorflow as tf
 
@@ -175,17 +200,12 @@ def train_run(options: RunOptions) -> Path:
     from dlens_tf.pipeline.reading import open_dataset
     from dlens_tf.pipeline.simulated import SimulatedBatches
     from dlens_tf.simulation.engines import ENGINE_VERSIONS
-    from dlens_tf.simulation.galaxies import GalaxyCatalogue
     from dlens_tf.simulation.simulator import SIMULATOR_VERSION
     from dlens_tf.training import strategies
     from dlens_tf.training.run_folder import RunFolder, git_commit
     from dlens_tf.training.trainer import Trainer, TrainingPlan
 
     plan = TrainingPlan(**options.plan)
-    simulated = simulated_recipe(options.data)
-    if simulated is not None:
-        _check_simulated(options, simulated)
-    check_folder(options)
     strategy = strategies.make_strategy(options.strategy, options.logical_devices)
     if options.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -215,11 +235,12 @@ def train_run(options: RunOptions) -> Path:
         "dataset_seed": folder.metadata["seed"],
         "image_shape": list(folder.image_shape),
         "classes": classes,
+        **{f"dataset_{key}": folder.metadata.get(key) for key in _MADE_BY},
     }
     if simulated is None:
         batches = TrainingBatches(folder, batch_spec)
     else:
-        galaxies = GalaxyCatalogue.open(options.galaxies) if recipe.has_galaxies else None
+        _check_galaxies(galaxies, folder)
         batches = SimulatedBatches(
             recipe, batch_spec, options.examples_per_epoch, options.engine, galaxies
         )

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from dlens_tf.errors import UserError
+from dlens_tf.errors import Interrupted, UserError
 from dlens_tf.evaluation import plots
 from dlens_tf.io.files import atomic_write, one_line
 from dlens_tf.parameters import ParameterSet
@@ -30,10 +30,6 @@ from dlens_tf.pipeline.batches import Arrays, Batches
 from dlens_tf.training import strategies
 from dlens_tf.training.logger import RunLogger, finite
 from dlens_tf.training.run_folder import RunFolder
-
-
-class Interrupted(Exception):  # noqa: N818 (asked for, not an error)
-    """Training was asked to stop and has saved a checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)

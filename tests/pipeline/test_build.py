@@ -223,7 +223,7 @@ def test_engine_that_cannot_render_is_known_before_anything_is_written(
     ("dataset", "config", "message"),
     [
         ("imagenet", "model_ii", "unknown data set 'imagenet'; valid: deeplense, dark_matter"),
-        ("dark_matter", "model_ii", "unknown configuration of dark_matter 'model_ii'; valid: cdm"),
+        ("dark_matter", "model_v", "unknown configuration of dark_matter 'model_v'; valid: cdm"),
     ],
 )
 def test_unknown_data_set(tmp_path, dataset, config, message):
@@ -292,6 +292,23 @@ def test_full_disk_while_shards_are_written(build, tmp_path, monkeypatch, error)
     with pytest.raises(UserError, match=r"can't write to .*: .*No space left on device") as raised:
         build(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("/catalogue/images.fits", "can't use /catalogue/images.fits: No such file or directory"),
+        ("{data_dir}/block.npz", "can't write to {data_dir}: No such file or directory"),
+    ],
+)
+def test_missing_file_elsewhere_is_named(build, tmp_path, monkeypatch, file, message):
+    def fail(*_, **__):
+        raise FileNotFoundError(2, "No such file or directory", file.format(data_dir=tmp_path))
+
+    monkeypatch.setattr(Builder, "download_and_prepare", fail)
+    with pytest.raises(UserError) as raised:
+        build(tmp_path)
+    assert str(raised.value) == message.format(data_dir=tmp_path)
 
 
 def test_defects_are_not_taken_for_a_full_disk(build, tmp_path, monkeypatch):

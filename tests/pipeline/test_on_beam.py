@@ -1,8 +1,11 @@
 """Apache Beam gives what the process pool gives. Needs the extra `beam`."""
 
+import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +112,31 @@ def test_user_errors_of_workers_are_found():
     )
     assert str(on_beam.user_error(wrapped)) == "too many halos"
     assert on_beam.user_error(RuntimeError("a defect")) is None
+
+
+def test_overlapping_submits_leave_the_environment_alone(monkeypatch):
+    """The second one begins before the first is done, and would end after it."""
+    seen = []
+
+    class Pool:
+        def __init__(self, *_):
+            pass
+
+        def submit(self, *_):
+            seen.append(os.environ["OMP_NUM_THREADS"])
+            time.sleep(0.2 * len(seen))
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(generate, "worker_pool", Pool)
+    monkeypatch.setattr(on_beam, "_POOLS", {})
+    block = generate.Block("model_ii", "axion", 0, 0, 1)
+    threads = [threading.Thread(target=on_beam._submit, args=(block,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == ["1", "1"]
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 def test_mistake_in_a_worker_is_one_line(build, monkeypatch):

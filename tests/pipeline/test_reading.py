@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ import tensorflow_datasets as tfds
 from dlens_tf.errors import UserError
 from dlens_tf.pipeline import reading
 from dlens_tf.pipeline.build import build_dataset
+from dlens_tf.simulation.galaxies import GalaxyCatalogue
 
 
 @pytest.fixture
@@ -99,9 +101,9 @@ def test_half_built_data_set_names_the_build_command(tmp_path):
 
 def test_unknown_configuration_is_no_command(tmp_path):
     with pytest.raises(
-        UserError, match=r"unknown configuration of deeplense 'cdm'; valid: model_i"
+        UserError, match=r"unknown configuration of deeplense 'model_v'; valid: model_i"
     ):
-        reading.open_dataset("deeplense", "cdm", tmp_path)
+        reading.open_dataset("deeplense", "model_v", tmp_path)
     with pytest.raises(UserError, match=r"unknown data set 'imagenet'; valid: deeplense"):
         reading.open_dataset("imagenet", "cdm", tmp_path)
 
@@ -159,6 +161,18 @@ def test_command_names_the_sizes_and_the_seed(tiny_data_dir, tmp_path):
     (path / "features.json").unlink()
     with pytest.raises(UserError, match=re.escape(command)):
         reading.open_dataset("deeplense", "model_ii_instrument", tmp_path / "data")
+
+
+@pytest.mark.parametrize("bundled", [True, False])
+def test_command_does_not_pass_over_the_galaxies(tiny_data_dir, tmp_path, bundled):
+    path = _copy(tiny_data_dir, tmp_path)
+    metadata = json.loads((path / "metadata.json").read_text())
+    galaxies = GalaxyCatalogue.open(None).content_id if bundled else "0123456789ab"
+    (path / "metadata.json").write_text(json.dumps({**metadata, "galaxies": galaxies}))
+    arguments = shlex.split(reading.build_command(path))
+    named = [argument for argument in arguments if argument.startswith("--galaxies")]
+    assert named == ([] if bundled else ["--galaxies=<catalogue whose content_id is 0123456789ab>"])
+    assert {"--seed=0", "--num_examples=24"} <= set(arguments)
 
 
 def _lose_records(shard, kept):

@@ -67,3 +67,15 @@ def test_unknown_names_list_the_valid_ones():
         get_config("cosmos", "model_ii")
     with pytest.raises(UserError, match="unknown configuration of deeplense 'model_v'; valid: mod"):
         get_config("deeplense", "model_v")
+
+
+def test_configuration_of_another_data_set_says_where_it_is():
+    for dataset, other, config in [
+        ("deeplense", "dark_matter", "cdm"),
+        ("dark_matter", "deeplense", "model_ii"),
+    ]:
+        with pytest.raises(UserError) as info:
+            get_config(dataset, config)
+        assert str(info.value) == (
+            f"configuration '{config}' is of data set {other} (--dataset={other}), not {dataset}"
+        )

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from dlens_tf.errors import UserError
-from dlens_tf.parameters import Normal
+from dlens_tf.parameters import Normal, Uniform
 from dlens_tf.simulation import fast_engine
 from dlens_tf.simulation.engines import make_engine
 from dlens_tf.simulation.fast_engine import FastEngine
@@ -21,7 +21,9 @@ from dlens_tf.simulation.scene import draw
 from dlens_tf.simulation.simulator import Simulator
 from dlens_tf.simulation.substructure import Halos, PointMasses, PointSubhalos, Vortex
 
-TYPICAL, LARGEST = 1e-5, 1e-4
+LARGEST = 1e-4
+TYPICAL = {"deeplense": 1e-5, "dark_matter": 2e-5}
+"""By data set: halos are interpolated between nodes."""
 
 
 def scenes_of(recipe, number, seed=17):
@@ -46,7 +48,7 @@ def test_images_agree_with_lenstronomy(name):
         recipe = dataclasses.replace(recipe, num_pix=32)  # lenstronomy is slow
     errors = peak_errors(recipe, 1)
     assert errors.max() < LARGEST
-    assert np.median(errors) < TYPICAL
+    assert np.median(errors) < TYPICAL[recipe.dataset]
 
 
 @pytest.mark.slow
@@ -55,7 +57,18 @@ def test_images_of_every_recipe_agree_with_lenstronomy(name):
     recipe = get_recipe(name)
     errors = peak_errors(recipe, 3 if recipe.dataset == "dark_matter" else 12)
     assert errors.max() < LARGEST
-    assert np.median(errors) < TYPICAL
+    assert np.median(errors) < 1.5 * TYPICAL[recipe.dataset]  # of few images
+
+
+@pytest.mark.slow
+def test_many_halos_with_small_cores_agree_with_lenstronomy():
+    # The hardest population: as many halos as cold dark matter has, each with a core.
+    recipe = get_recipe("uldm")
+    priors = {**recipe.class_priors["uldm"], "log10_m_axion": Uniform(-19.5, -19.0)}
+    recipe = dataclasses.replace(recipe, class_priors={"uldm": priors})
+    errors = peak_errors(recipe, 12)
+    assert errors.max() < LARGEST
+    assert np.median(errors) < TYPICAL["dark_matter"]
 
 
 @pytest.mark.parametrize("supersampling", [1, 3])
@@ -228,10 +241,10 @@ class TestRefusals:
 
 def test_packed_shapes_are_few(small):
     engine, scenes = small
-    shapes = {engine.pack(scenes[first:])["entries"].shape[1] for first in range(0, 12, 3)}
+    shapes = {engine.pack(scenes[first:])["exact"].shape[1] for first in range(0, 12, 3)}
     assert shapes == {64}
     many = dataclasses.replace(
         scenes[-1], points=PointMasses(*np.ones((3, 100))), halos=Halos.none()
     )
-    assert engine.pack([many])["entries"].shape == (1, 128, 11)
+    assert engine.pack([many])["exact"].shape == (1, 128, 13)
     assert isinstance(engine.recipe.substructure["cdm"], PointSubhalos)

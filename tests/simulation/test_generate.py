@@ -157,12 +157,14 @@ def test_failing_worker_is_heard(tmp_path):
 
 # Far more blocks than are simulated before the test is over.
 ENDLESS = f"""
+import signal
 import sys
 from pathlib import Path
 from dlens_tf.errors import UserError
 from dlens_tf.simulation import generate
 from dlens_tf.simulation.generate import plan, run_blocks
 if __name__ == "__main__":
+    signal.alarm(120)  # ends it where the test can't
     generate.BLOCK_SIZE = 10
     blocks = plan({RECIPE!r}, ["axion", "cdm"], 0, 0, 100_000)
     for _ in run_blocks(blocks, Path(sys.argv[1]), workers=2):
@@ -202,16 +204,16 @@ def endless(tmp_path):
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
-    while not list(folder.glob("*.npz")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    workers = children(process.pid)
-    yield process, folder, workers
-    for pid in (process.pid, *filter(alive, workers)):
+    try:
+        deadline = time.monotonic() + 60
+        while not list(folder.glob("*.npz")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        yield process, folder, children(process.pid)
+    finally:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait(timeout=10)
+            os.killpg(process.pid, signal.SIGKILL)  # it leads a group, which its workers are in
+        process.communicate(timeout=10)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

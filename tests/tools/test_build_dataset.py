@@ -62,8 +62,8 @@ def test_other_seed_is_refused(built, run_tool):
     ("arguments", "message"),
     [
         (["--config=model_v"], "unknown configuration of deeplense 'model_v'; valid: model_i_leg"),
-        (["--config=cdm"], "unknown configuration of deeplense 'cdm'; valid: model_i_legacy, "),
-        (["--config=model_i", "--dataset=dark_matter"], "of dark_matter 'model_i'; valid: cdm"),
+        (["--config=cdm"], "is of data set dark_matter (--dataset=dark_matter), not deeplense"),
+        (["--config=model_i", "--dataset=dark_matter"], "'model_i' is of data set deeplense"),
         (["--config=model_i", "--dataset=imagenet"], "one of <deeplense|dark_matter>"),
         (["--config=model_i", "--engine=slow"], "one of <lenstronomy|fast>"),
         (["--config=model_i", "--galaxies=/x"], "takes no galaxies; leave out --galaxies=/x"),

@@ -146,6 +146,19 @@ def test_bad_input_is_one_line(run_tool, arguments, message):
     assert done.stdout == ""
 
 
+def test_mistake_is_told_before_tensorflow_is_imported():
+    code = (
+        "import sys; sys.modules['tensorflow'] = None\n"  # importing it fails
+        "from dlens_tf.tools import train\ntrain.entry()"
+    )
+    arguments = ["--config=model_ii", "--run_dir=r", "--data=simulate:model_i"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "needs validation data of the same recipe" in done.stderr
+
+
 def test_help_imports_no_tensorflow(run_tool):
     done = run_tool("train", "--help")
     assert "--flagfile" in done.stdout and "python tools/train.py" in done.stdout

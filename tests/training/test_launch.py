@@ -6,11 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from astropy.table import Table
 
 from dlens_tf.errors import UserError
 from dlens_tf.evaluation.evaluate import evaluate_run
+from dlens_tf.pipeline.build import build_dataset
+from dlens_tf.simulation.galaxies import BUNDLED, GalaxyCatalogue
 from dlens_tf.simulation.simulator import SIMULATOR_VERSION
 from dlens_tf.training.launch import RunOptions, train_run
 from dlens_tf.training.run_folder import RunFolder
@@ -127,6 +131,114 @@ def test_simulated_run_of_other_data_is_refused(
     with pytest.raises(UserError, match=message) as info:
         train_run(make_options(folder, **SIMULATED, engine="lenstronomy"))
     assert "\n" not in str(info.value)
+
+
+GALAXIES = {
+    "dataset": "dark_matter",
+    "config": "cdm_hst_cosmos",
+    "data": "simulate:cdm_hst_cosmos",
+    "targets": ["sigma_sub"],
+}
+
+
+@pytest.fixture(scope="module")
+def own_galaxies(tmp_path_factory) -> Path:
+    """The bundled galaxies but for the last, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("galaxies")
+    name = "real_galaxy_catalog_23.5.fits"
+    Table.read(BUNDLED / name)[:-1].write(folder / name)
+    shutil.copy(BUNDLED / "real_galaxy_images_23.5_n1.fits", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own_data_dir(own_galaxies, tmp_path_factory) -> Path:
+    """A data_dir with a data set of these galaxies."""
+    data_dir = tmp_path_factory.mktemp("data")
+    build_dataset(
+        "dark_matter", "cdm_hst_cosmos", data_dir, galaxies=own_galaxies, engine="lenstronomy",
+        sizes={"train": 1, "validation": 1, "test": 1}, num_shards=1,
+    )  # fmt: skip
+    return data_dir
+
+
+def test_galaxies_of_another_catalogue_are_refused(
+    make_options, own_galaxies, own_data_dir, tmp_path
+):
+    """Those that its split trains on may be held out by the data set's."""
+    own, bundled = (GalaxyCatalogue.open(path).content_id for path in (own_galaxies, None))
+    options = make_options(tmp_path / "run", data_dir=str(own_data_dir), **GALAXIES)
+    with pytest.raises(UserError, match=f"from galaxies {bundled}, but .* {own}, and") as info:
+        train_run(options)
+    assert "\n" not in str(info.value)
+    # The same one, in another place: what is refused comes later.
+    moved = shutil.copytree(own_galaxies, tmp_path / "moved")
+    options = dataclasses.replace(options, galaxies=str(moved), examples_per_epoch=1)
+    with pytest.raises(UserError, match="batch_size 8 is larger than the 1 images"):
+        train_run(options)
+
+
+@pytest.mark.parametrize("kind", ["finished_run", "simulated_run"])
+def test_run_says_what_made_its_data_set(kind, request, make_options, tmp_path, capsys):
+    run = request.getfixturevalue(kind)
+    changes = {} if kind == "finished_run" else {**SIMULATED, "engine": "lenstronomy"}
+    made_by = {
+        "dataset_engine": "lenstronomy",
+        "dataset_engine_version": None,
+        "dataset_simulator_version": SIMULATOR_VERSION,
+        "dataset_galaxies": None,
+    }
+    assert run.config.items() >= made_by.items()
+    folder = tmp_path / "run"
+    shutil.copytree(run.path, folder)
+    for key in made_by:
+        (folder / "run.json").write_text(json.dumps({**run.config, key: "other"}))
+        with pytest.raises(UserError, match=rf"\({key} other, not .* or a data set built as"):
+            train_run(make_options(folder, **changes))
+    # Runs of older versions don't say it.
+    older = {key: value for key, value in run.config.items() if key not in made_by}
+    (folder / "run.json").write_text(json.dumps(older))
+    train_run(make_options(folder, **changes))
+    assert "resumed at step 6" in capsys.readouterr().out
+
+
+QUICK = """
+import dataclasses, json, sys
+from dlens_tf.errors import UserError
+from dlens_tf.training.launch import RunOptions, train_run
+
+options = RunOptions(**json.loads(sys.argv[1]))
+for changes in json.loads(sys.argv[2]):
+    try:
+        train_run(dataclasses.replace(options, **changes))
+    except UserError as error:
+        print(error)
+assert "tensorflow" not in sys.modules
+"""
+
+
+def test_mistakes_are_told_before_tensorflow_is_imported(make_options, tmp_path):
+    mistakes = [
+        ({"config": "model_v"}, "unknown configuration"),
+        ({"config": "cdm"}, "is of data set dark_matter"),
+        ({"data": "simulate:model_v"}, "unknown recipe"),
+        ({"data": "simulate:model_ii"}, "needs validation data of the same recipe"),
+        ({**SIMULATED, "galaxies": "here"}, "has no real galaxies"),
+        ({**GALAXIES, "galaxies": "/nowhere"}, "/nowhere"),
+        ({"run_dir": str(tmp_path)}, "is not a run folder"),
+    ]
+    (tmp_path / "notes.txt").write_text("mine")
+    options = dataclasses.asdict(make_options(tmp_path / "run"))
+    changes = [change for change, _ in mistakes]
+    done = subprocess.run(
+        [sys.executable, "-c", QUICK, json.dumps(options), json.dumps(changes)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    for line, (_, message) in zip(done.stdout.splitlines(), mistakes, strict=True):
+        assert message in line
 
 
 def test_same_command_again_does_no_more(finished_run, make_options, capsys, tmp_path):
@@ -250,6 +362,7 @@ def test_damaged_run_is_refused(finished_run, make_options, tmp_path, name, cont
             "with --config=model_ii or model_ii_classes",
         ),
         ({**SIMULATED, "galaxies": "here"}, "has no real galaxies; leave out --galaxies"),
+        ({"config": "cdm"}, "configuration 'cdm' is of data set dark_matter"),
         ({**SIMULATED, "engine": "slow"}, "unknown engine 'slow'; valid: lenstronomy, fast"),
         ({**SIMULATED, "batch_size": 25}, "batch_size 25 is larger than the 24 images of an epoch"),
         ({**SIMULATED, "data_dir": "nowhere"}, "build it with: python tools/build_dataset.py"),
