@@ -164,6 +164,23 @@ def test_physical_priors_are_as_documented(name):
     assert documented == actual
 
 
+@pytest.mark.parametrize("kind", ["cdm", "wdm", "sidm", "uldm"])
+@pytest.mark.parametrize(("suffix", "sources"), [("", "Sersic"), ("_hst_cosmos", "COSMOS")])
+def test_population_priors_are_as_documented(kind, suffix, sources):
+    recipe = RECIPES[kind + suffix]
+    words = {"cdm": "cold", "wdm": "warm", "sidm": "self-interacting", "uldm": "ultralight"}
+    documented = {}
+    header = "| parameter | prior | unit | recipes |"
+    for parameter, text, unit, where in table(ROOT / "docs" / "recipes.md", header):
+        law, first, second = re.fullmatch(r"([UN])\((\S+), (\S+)\)", text).groups()
+        if where in ("all", words[kind], f"{sources} sources"):
+            prior = {"U": Uniform, "N": Normal}[law](float(first), float(second))
+            documented[parameter] = (prior, unit)
+    parameters = recipe.class_parameters(kind)
+    actual = {p.name: (p.prior, p.unit) for p in parameters if p.name not in parameters.derived}
+    assert documented == actual
+
+
 def test_instruments_are_as_documented():
     header = (
         "| instrument | pixel | PSF FWHM | zero point | sky | exposures | read noise | gain "

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -6,6 +7,8 @@ import pytest
 from dlens_tf.errors import UserError
 from dlens_tf.parameters import Constant, Uniform
 from dlens_tf.simulation.cosmology import einstein_radius
+from dlens_tf.simulation.fast_engine import FastEngine
+from dlens_tf.simulation.noise import moments
 from dlens_tf.simulation.recipes import CLASSES, RECIPES, get_recipe
 from dlens_tf.simulation.scene import draw
 
@@ -173,13 +176,41 @@ def test_derived_labels_have_the_moments_of_their_prior(name):
     recipe = get_recipe(name)
     [dm_class] = recipe.classes
     number = 300
-    draws = [draw(recipe, dm_class, 5, index).parameters for index in range(number)]
+    scenes = [draw(recipe, dm_class, 5, index) for index in range(number)]
+    halos = [len(scene.halos) for scene in scenes]
     for label in recipe.class_parameters(dm_class).derived:
         prior = recipe.class_parameters(dm_class)[label].prior
-        values = np.array([parameters[label] for parameters in draws])
+        values = np.array([scene.parameters[label] for scene in scenes])
         assert prior.low <= values.min() and values.max() <= prior.high
         assert values.mean() == pytest.approx(prior.mean, abs=4 * prior.std / math.sqrt(number))
         assert values.std() == pytest.approx(prior.std, rel=0.2)
+        print(
+            f"| {name} | {np.mean(halos):.0f}, {np.percentile(halos, 5):.0f} to "
+            f"{np.percentile(halos, 95):.0f}, {max(halos)} | {values.mean():.2f}, "
+            f"{values.std():.2f}, {values.min():.1f}…{values.max():.1f} "
+            f"| {np.mean(values == prior.low):.0%} |"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cdm", "mass_cutoff"])
+def test_sampling_error_is_small_beside_the_substructure(name):
+    """As matched-filter signal-to-noise, the rest of the lens being known."""
+    recipe = get_recipe(name)
+    [dm_class] = recipe.classes
+    scenes = [draw(recipe, dm_class, 7, index) for index in range(24)]
+    images, smooth = (
+        FastEngine(recipe).render(some).astype(np.float64)
+        for some in (scenes, [scene.without_substructure() for scene in scenes])
+    )
+    finely = FastEngine(dataclasses.replace(recipe, supersampling=10)).render(scenes)
+    _, variance = moments(images, recipe, 0.0)
+    error, signal = (
+        np.median(np.sqrt(((images - other) ** 2 / variance).sum(axis=(1, 2, 3))))
+        for other in (finely, smooth)
+    )
+    print(f"{name}: error {error:.2f}, substructure {signal:.2f}")
+    assert error < 0.3 * signal
 
 
 def test_published_errors():
