@@ -160,7 +160,7 @@ def test_each_worker_simulates_its_own_rows_only(monkeypatch):
     batches = _batches(batch_size=8)
     simulate = batches._simulate
     monkeypatch.setattr(batches, "_simulate", lambda keys: simulated.extend(keys) or simulate(keys))
-    _take(batches, 1, replicas=2, pipeline=1, num_pipelines=2)
+    _take(batches, 2, replicas=2, pipeline=1, num_pipelines=2)
     assert simulated[:4] == batches.keys(4, 4) and simulated[4:8] == batches.keys(12, 4)
 
 

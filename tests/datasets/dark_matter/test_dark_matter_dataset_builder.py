@@ -80,7 +80,9 @@ def test_provenance(built):
 
 
 def test_other_engine_in_the_same_place_is_noticed(built):
-    builder = Builder(config="mass_cutoff", data_dir=built.parents[2], sizes=SIZES)
+    builder = Builder(
+        config="mass_cutoff", data_dir=built.parents[2], sizes=SIZES, engine="lenstronomy"
+    )
     with pytest.raises(UserError, match="exists with engine fast, not lenstronomy"):
         builder.check_matches()
 
