@@ -23,7 +23,7 @@ from dlens_tf.simulation.cosmology import distance_ratio
 from dlens_tf.simulation.galaxies import GalaxyCatalogue
 from dlens_tf.simulation.lenstronomy_engine import band_magnitude
 from dlens_tf.simulation.noise import DEEPLENSE_BACKGROUND_RMS
-from dlens_tf.simulation.populations import Population
+from dlens_tf.simulation.populations import MAX_HALOS, Population
 from dlens_tf.simulation.psf import gaussian_taps, kernel_on_grid
 from dlens_tf.simulation.recipes import Recipe
 from dlens_tf.simulation.scene import Scene
@@ -35,8 +35,6 @@ import tensorflow as tf
 from dlens_tf.simulation import kernels
 from dlens_tf.simulation.kernels import ENTRIES_PER_STEP, ISOTHERMAL
 
-MAX_HALOS = 20_000
-"""Most halos or point masses of one lens; a population's memory grows with them."""
 MAX_ELLIPTICITY = 0.8
 """Of the main lens: beyond it the power law's series is slow to converge."""
 
@@ -136,8 +134,12 @@ class _Grid:
             spline = make_interp_spline(nodes, np.eye(len(nodes)), k=5)
             self._matrix = spline(axis).astype(np.float32)
             axis = nodes
-        self.x, self.y = (a.ravel().astype(np.float32) for a in np.meshgrid(axis, axis))
+        self._x, self._y = (a.ravel().astype(np.float32) for a in np.meshgrid(axis, axis))
         self._side = len(axis)
+
+    def positions(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """x and y of the nodes, arcsec, each [P]."""
+        return tf.constant(self._x), tf.constant(self._y)
 
     def on_subpixels(self, deflection: kernels.Deflection) -> kernels.Deflection:
         """The deflection [P] of the subpixels from that of the nodes."""
@@ -194,12 +196,12 @@ class FastEngine:
         axis = (np.arange(side) - 0.5 * (side - 1)) * (
             recipe.instrument.pixel_scale / recipe.supersampling
         )
-        self._x, self._y = (a.ravel().astype(np.float32) for a in np.meshgrid(axis, axis))
         self._side = side
+        self._subpixels = _Grid(axis, None)
         self._grids = {}
         has_halos = any(isinstance(law, Population) for law in laws)
         if has_halos or any(isinstance(law, PointSubhalos) for law in laws):
-            self._grids["exact"] = _Grid(axis, None)
+            self._grids["exact"] = self._subpixels
         if has_halos:
             self._grids["smooth"] = _Grid(axis, recipe.instrument.pixel_scale / NODES_PER_PIXEL)
         self._scale = _deflection_scale(recipe)
@@ -359,7 +361,7 @@ class FastEngine:
 
     def _trace(self, numbers, packed: Mapping[str, tf.Tensor]) -> kernels.Deflection:
         """Source-plane positions of the subpixels of one lens."""
-        x, y = tf.constant(self._x), tf.constant(self._y)
+        x, y = self._subpixels.positions()
         total = kernels.elliptical_power_law(
             x,
             y,
@@ -381,9 +383,7 @@ class FastEngine:
                 **{n: numbers[f"line_{n}"] for n in ("cos", "sin")},
             )
         for name, grid in self._grids.items():
-            masses = kernels.entries_sum(
-                tf.constant(grid.x), tf.constant(grid.y), packed[name], packed[f"{name}_steps"]
-            )
+            masses = kernels.entries_sum(*grid.positions(), packed[name], packed[f"{name}_steps"])
             total += grid.on_subpixels(masses)
         if "smooth" in self._grids:
             total += kernels.convergence_sheet(
@@ -407,7 +407,7 @@ class FastEngine:
         if self._lens_light:
             own = {n: numbers[f"lens_{n}"] for n in _SERSIC}
             own |= {n: numbers[n] for n in ("center_x", "center_y")}
-            light = kernels.sersic(tf.constant(self._x), tf.constant(self._y), **own)
+            light = kernels.sersic(*self._subpixels.positions(), **own)
         bands = []
         for band, optics in enumerate(self._optics):
             samples = source * numbers[f"source_amplitude_{band}"]
@@ -453,11 +453,8 @@ class FastEngine:
         recipe = self.recipe
         if recipe.noise == "none_doubled":
             return 2.0 * models
-        if recipe.noise == "instrument":
-            return tf.map_fn(
-                self._instrument_noise, (models, seeds), fn_output_signature=tf.float32
-            )
-        return tf.map_fn(self._count_noise, (models, seeds), fn_output_signature=tf.float32)
+        law = self._instrument_noise if recipe.noise == "instrument" else self._count_noise
+        return tf.map_fn(law, (models, seeds), fn_output_signature=tf.float32)
 
     def _instrument_noise(self, model_and_seed) -> tf.Tensor:
         """Sky, read and shot noise are normal and independent: one draw of their sum."""

@@ -46,10 +46,11 @@ _RADII = np.logspace(np.log10(1.2e-3), 3.3, 250)  # lenstronomy softens TNFW at 
 
 def _poles(log_tau: np.ndarray, log_core: np.ndarray | None, number: int) -> np.ndarray:
     """Poles in units of Rs, [..., number], for shapes [...]; they move smoothly with the shape."""
-    inner = np.log10(0.004 if number == _MANY else 0.015) - np.log10(1.0 + 10.0**-log_tau)
-    inner = np.log10(_RADII[0] / 4.0 + 10.0**inner)
-    outer = np.log10(1.5) + np.log10(1.0 + 10.0**log_tau)
-    if log_core is not None:
+    if log_core is None:
+        inner = np.log10(0.004 if number == _MANY else 0.015) - np.log10(1.0 + 10.0**-log_tau)
+        inner = np.log10(_RADII[0] / 4.0 + 10.0**inner)
+        outer = np.log10(1.5) + np.log10(1.0 + 10.0**log_tau)
+    else:
         inner = np.log10(0.6) - np.log10(1.0 + 10.0**-log_tau + 10.0**-log_core)
         outer = np.log10(1.5) + np.log10(1.0 + 10.0**log_tau + 10.0**log_core)
     steps = np.linspace(0.0, 1.0, number)

@@ -189,14 +189,17 @@ _LEGACY_LENS: dict[str, Prior] = {
 # tests/simulation/test_cosmology.py derives it.
 _LEGACY_THETA_E = Constant(1.2814906)
 
-_PHYSICAL_LENS: dict[str, Prior] = {
-    "theta_E": Uniform(1.0, 1.8),
+_FREE_SHAPE: dict[str, Prior] = {
     "e1": Normal(0.0, 0.1),
     "e2": Normal(0.0, 0.1),
     "gamma1": Normal(0.0, 0.04),
     "gamma2": Normal(0.0, 0.04),
     "center_x": Normal(0.0, 0.03),
     "center_y": Normal(0.0, 0.03),
+}
+_PHYSICAL_LENS: dict[str, Prior] = {
+    "theta_E": Uniform(1.0, 1.8),
+    **_FREE_SHAPE,
     "source_x": Uniform(-0.35, 0.35),
     "source_y": Uniform(-0.35, 0.35),
     "source_R_sersic": Uniform(0.15, 0.4),
@@ -208,12 +211,7 @@ _PHYSICAL_LENS: dict[str, Prior] = {
 _POPULATION_LENS: dict[str, Prior] = {
     "theta_E": Uniform(0.9, 1.5),
     "gamma_epl": Normal(2.0, 0.1),
-    "e1": Normal(0.0, 0.1),
-    "e2": Normal(0.0, 0.1),
-    "gamma1": Normal(0.0, 0.04),
-    "gamma2": Normal(0.0, 0.04),
-    "center_x": Normal(0.0, 0.03),
-    "center_y": Normal(0.0, 0.03),
+    **_FREE_SHAPE,
     "source_x": Uniform(-0.25, 0.25),
     "source_y": Uniform(-0.25, 0.25),
 }
