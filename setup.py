@@ -1,7 +1,8 @@
 """Packaging of dlens_tf.
 
-`datasets/`, `tools/` and `benchmarks/` stand at top level in the repository and are installed
-inside the dlens_tf namespace: a top-level package named `datasets` would shadow Hugging Face's.
+`datasets/`, `tools/`, `benchmarks/` and `saved_models/` stand at top level in the repository and
+are installed inside the dlens_tf namespace: a top-level package named `datasets` would shadow
+Hugging Face's.
 """
 
 import re
@@ -12,7 +13,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 TOOLS = [
     "build_dataset", "explore", "train", "evaluate", "export", "predict", "quickstart",
-    "benchmark",
+    "benchmark", "tune", "combine", "publish", "results",
 ]  # fmt: skip
 
 # pyHalo is what dlens_tf's halo populations are tested against; nothing imports it at run time.
@@ -21,6 +22,9 @@ TOOLS = [
 # that no release of lenstronomy has (core_collapsed_halo, core_collapsed_halo_bh, king). It
 # declares Click alone, so what else it imports and dlens_tf does not require stands here.
 POPULATIONS = ["pyHalo>=1.3.5,<1.4", "colossus>=1.3", "mcfit>=0.0.18"]
+
+# KerasTuner's Bayesian search imports scikit-learn without requiring it.
+TUNE = ["keras-tuner>=1.4.8,<1.5", "scikit-learn>=1.5"]
 
 INIT = (ROOT / "dlens_tf" / "__init__.py").read_text(encoding="utf-8")
 VERSION = re.search(r'^__version__ = "([^"]+)"$', INIT, re.MULTILINE).group(1)
@@ -49,8 +53,11 @@ setup(
         *(f"dlens_tf.datasets.{name}" for name in find_packages("datasets")),
         "dlens_tf.tools",
         "dlens_tf.benchmarks",
+        "dlens_tf.saved_models",  # data only
     ],
-    package_dir={f"dlens_tf.{name}": name for name in ("datasets", "tools", "benchmarks")},
+    package_dir={
+        f"dlens_tf.{name}": name for name in ("datasets", "tools", "benchmarks", "saved_models")
+    },
     package_data={
         # What a builder reads beside its code, or TFDS looks for there.
         **{
@@ -58,6 +65,7 @@ setup(
             for name in find_packages("datasets")
         },
         "dlens_tf.evaluation": ["report.html"],
+        "dlens_tf.saved_models": ["README.md", "*/**"],
         "dlens_tf.simulation": ["data/*.md", "data/*/*.md", "data/*/*.fits", "data/*/*.npy"],
     },
     # Lower bounds: what the code needs, or, of the machine-learning stack, the tested series.
@@ -84,15 +92,20 @@ setup(
     extras_require={
         "beam": ["apache-beam>=2.77"],
         "populations": POPULATIONS,
+        "tune": TUNE,
         "dev": [
             *POPULATIONS,
+            *TUNE,
+            "deprecation",  # tarp imports it without declaring it
             "dill",  # tfds.testing imports it
             "pillow",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff==0.17.6",  # another release formats and lints differently
-            "scikit-learn>=1.5",
+            "scoringrules>=0.10",
             "setuptools>=70.1",  # the first that builds wheels by itself
+            "tarp>=0.1.1",
+            "uncertainty-toolbox>=0.1.1",
         ],
     },
     entry_points={

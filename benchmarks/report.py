@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from dlens_tf.benchmarks import SUITES
 
 from dlens_tf.errors import UserError, choose
+from dlens_tf.evaluation.tables import markdown_table as markdown_table  # suites take it from here
 from dlens_tf.io.files import check_readable
 from dlens_tf.training.run_folder import environment, write_json
 
@@ -41,14 +42,6 @@ def summary(rates: Sequence[float]) -> dict[str, Any]:
         "highest": max(rates),
         "rates": list(rates),
     }
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lines of a Markdown table."""
-    return "\n".join(
-        "| " + " | ".join(cells) + " |" if cells else "|" + "---|" * len(header)
-        for cells in (header, (), *rows)
-    )
 
 
 def _processor() -> str:
@@ -129,13 +122,25 @@ class Report:
         return "\n\n".join(parts)
 
 
+def _earlier_rows(earlier: Report, report: Report, path: Path) -> list[dict[str, Any]]:
+    """Rows of a run that this one goes on with; raises a `UserError` if it can't."""
+    for name, old, new in (
+        ("suite", earlier.suite, report.suite),
+        ("seed", earlier.settings.get("seed"), report.settings.get("seed")),
+    ):
+        if old != new:
+            raise UserError(f"{path} holds results of {name} {old}, not {new}; name another file")
+    return list(earlier.rows)
+
+
 def measure(suite: str, options: Any, output: Path | None) -> Report:
     """Runs a suite.
 
     Args:
       suite: one of `SUITES`.
       options: the suite's `Options`.
-      output: JSON file, written anew after each row; None for none.
+      output: JSON file, written anew after each row; None for none. A suite that `RESUMES` goes
+        on where the run that wrote it stopped.
 
     Returns:
       The results. After Ctrl-C those so far, not `complete`.
@@ -144,7 +149,12 @@ def measure(suite: str, options: Any, output: Path | None) -> Report:
       UserError: from the suite, or if `output` can't be written.
     """
     report = Report.begin(suite, options)
-    rows = suite_module(suite).run(options)
+    module = suite_module(suite)
+    if getattr(module, "RESUMES", False) and output and output.exists():
+        report.rows = _earlier_rows(Report.read(output), report, output)
+        rows = module.run(options, tuple(report.rows))
+    else:
+        rows = module.run(options)
     try:
         for row in rows:
             report.rows.append(row)

@@ -52,6 +52,7 @@ def write_run():
     def write(folder: Path, head: str = "gaussian") -> Path:
         import keras
 
+        from dlens_tf.models import HEADS
         from dlens_tf.simulation.recipes import get_recipe
 
         recipe = get_recipe("model_ii_instrument")
@@ -60,11 +61,13 @@ def write_run():
         image = keras.Input((64, 64, 1))
         hidden = keras.layers.Conv2D(4, 8, strides=8, activation="relu")(image)
         hidden = keras.layers.Flatten()(hidden)
-        bias = keras.initializers.Constant(targets.means[0])
-        outputs = {"mean": keras.layers.Dense(2, bias_initializer=bias)(hidden)}
-        if head == "gaussian":
-            outputs["stddev"] = keras.layers.Dense(2, activation="softplus")(hidden)
-        model = keras.Model(image, outputs)
+        loss = "mae" if head == "point" else "nll"
+        outputs = HEADS[head].for_targets(targets, loss, name="head")
+        model = keras.Model(image, outputs(hidden))
+        # An untrained head answers with the prior; this one shall tell images apart.
+        outputs.dense.kernel.assign(100.0 * outputs.dense.kernel)
+        kernel = model.get_layer("head").dense.kernel
+        kernel.assign(0.1 * keras.random.normal(kernel.shape, seed=2))  # answers that differ
         folder.mkdir(parents=True)
         model.save(folder / "model.keras")
         run = {
@@ -99,3 +102,25 @@ def exported_run(write_run, tmp_path_factory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("exported") / "run")
     export_run(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated_run(write_run, tiny_data_dir, tmp_path_factory) -> Path:
+    """A run folder with a Gaussian head, evaluated on the tiny data set. Not to be changed."""
+    from dlens_tf.evaluation.evaluate import evaluate_run
+
+    run = write_run(tmp_path_factory.mktemp("evaluated") / "run")
+    config = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**config, "data_dir": str(tiny_data_dir)}))
+    flags = {"batch_size": 8, "data_dir": tiny_data_dir, "run_dir": run, "epochs": 2}
+    (run / "flags.cfg").write_text("".join(f"--{k}={v}\n" for k, v in flags.items()))
+    (run / "environment.json").write_text(json.dumps({"cpus": 2, "gpus": []}))
+    metrics = [
+        {"step": 3, "split": "train", "images_per_second": 0.4},  # a minute
+        {"step": 3, "split": "validation", "mae/log10_m_axion": 0.6, "mae/source_x": 0.3},
+        {"step": 6, "split": "train", "images_per_second": 0.1},  # four more
+        {"step": 6, "split": "validation", "mae/log10_m_axion": 0.5, "mae/source_x": 0.2},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    evaluate_run(run)
+    return run

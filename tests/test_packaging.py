@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ["dlens_tf", "datasets", "tools", "benchmarks"]
+PACKAGES = ["dlens_tf", "datasets", "tools", "benchmarks", "saved_models"]
 SOURCES = ["setup.py", "pyproject.toml", "README.md", "LICENSE", *PACKAGES]
 
 
@@ -76,15 +76,13 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 def test_source_distribution_is_whole(tmp_path):
     copy = tmp_path / "source"
-    not_sources = {".git", ".venv", "build", "dist", "data", "runs", "shared", "saved_models"}
+    not_sources = {".git", ".venv", "build", "dist", "data", "runs", "shared"}
 
     def ignore(folder, names):
         ours = not_sources if Path(folder) == ROOT else set()
         return {n for n in names if n in ours or "cache" in n or n.endswith(".egg-info")}
 
     shutil.copytree(ROOT, copy, ignore=ignore)
-    (copy / "saved_models" / "a").mkdir(parents=True)
-    (copy / "saved_models" / "a" / "model.keras").write_text("x")
     code = "import setuptools.build_meta as backend; print(backend.build_sdist('dist'))"
     name = run(sys.executable, "-c", code, cwd=copy).stdout.splitlines()[-1]
     with tarfile.open(copy / "dist" / name) as archive:
@@ -95,8 +93,7 @@ def test_source_distribution_is_whole(tmp_path):
         if p.is_file() and p.suffix != ".pyc" and not p.is_relative_to(copy / "dist")
     }
     left_out = {n for n in expected - members if ".egg-info/" not in n}
-    assert left_out <= {".gitignore", "saved_models/a/model.keras"}
-    assert "saved_models/a/model.keras" in left_out
+    assert left_out <= {".gitignore"}
 
 
 def test_only_our_own_name_is_installed(members):
@@ -121,6 +118,7 @@ def test_every_other_file_of_the_packages_is_in_the_wheel(members):
     }
     assert "dlens_tf/evaluation/report.html" in expected
     assert "dlens_tf/datasets/deeplense/CITATIONS.bib" in expected
+    assert "dlens_tf/saved_models/axion_model_i/1/saved_model.pb" in expected
     assert expected <= members
 
 
@@ -151,7 +149,8 @@ def test_the_builder_is_found_from_another_folder(installed, tmp_path):
         "print(dlens_tf.__file__)\n"
         "print(deeplense.__file__)\n"
         "print(type(builder).__module__, builder.info.citation[:8])\n"
-        "print([importlib.util.find_spec(name) for name in ('datasets', 'tools', 'benchmarks')])\n"
+        "names = 'datasets', 'tools', 'benchmarks', 'saved_models'\n"
+        "print([importlib.util.find_spec(name) for name in names])\n"
     )
     done = run(installed / "bin" / "python", "-c", code, cwd=tmp_path)
     package, deeplense, builder, top_level = done.stdout.splitlines()
@@ -159,7 +158,28 @@ def test_the_builder_is_found_from_another_folder(installed, tmp_path):
     assert Path(deeplense).is_relative_to(installed)
     assert builder.startswith("dlens_tf.datasets.deeplense")
     assert "@" in builder  # the citation beside the builder was read
-    assert top_level == "[None, None, None]"
+    assert top_level == "[None, None, None, None]"
+
+
+def test_ready_to_use_models_load_from_another_folder(installed, tmp_path):
+    code = (
+        "import sys, numpy as np, dlens_tf\n"
+        "models = dlens_tf.available_models()\n"
+        "print('tensorflow' in sys.modules)\n"
+        "print(*models)\n"
+        "predictor = dlens_tf.load('axion_model_i')\n"
+        "print(predictor.bundle)\n"
+        "print(predictor.card.splitlines()[0])\n"
+        "print(predictor.predict(np.ones((2, 150, 150))).mean.shape)\n"
+    )
+    done = run(installed / "bin" / "python", "-c", code, cwd=tmp_path)
+    early, models, bundle, title, shape = done.stdout.splitlines()
+    assert early == "False"
+    published = {p.parent.name for p in (ROOT / "saved_models").glob("*/README.md")}
+    assert set(models.split()) == published
+    assert Path(bundle).is_relative_to(installed)
+    assert title == "# axion_model_i"
+    assert shape == "(2, 1)"
 
 
 def test_console_scripts_answer_from_another_folder(installed, tmp_path):

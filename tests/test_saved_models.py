@@ -1,38 +1,78 @@
 """The ready-to-use models load, are what their manifest says, and answer fresh simulations."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dlens_tf.inference.bundle import find_bundle
+import dlens_tf
+from dlens_tf import hub
 from dlens_tf.simulation.recipes import get_recipe
 from dlens_tf.simulation.simulator import Simulator
 
 FOLDER = Path(__file__).parents[1] / "saved_models"
-MODELS = sorted(path.parent for path in FOLDER.glob("*/README.md"))
+NAMES = hub.model_names(FOLDER)
+
+each = pytest.mark.parametrize("name", NAMES)
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda path: path.name)
-def test_model_answers_fresh_images(model):
-    from dlens_tf.inference.predictor import Predictor
-
-    predictor = Predictor.load(model)
-    predictor.manifest.verify(find_bundle(model))
+@each
+def test_model_answers_fresh_images(name):
+    predictor = dlens_tf.load(name)
     recipe = get_recipe(predictor.manifest.recipe)
     seed = 77  # no data set of a released model is made with it
-    lenses = Simulator(recipe).simulate_many("axion", seed, range(60))
+    [dm_class, *_] = predictor.manifest.dataset["classes"]
+    lenses = Simulator(recipe).simulate_many(dm_class, seed, range(60))
     posterior = predictor.predict(np.stack([lens.image for lens in lenses]))
     names = predictor.manifest.parameters.names
     truth = np.array([[lens.parameters[name] for name in names] for lens in lenses])
     error = np.abs(posterior.mean - truth).mean(axis=0)
     # The prior's middle scores 0.87 standard deviations; 60 images leave a scatter of 0.06.
     assert (error < 0.6 * predictor.manifest.parameters.stds).all()
-    inside = np.abs(posterior.mean - truth) < 1.96 * posterior.stddev
-    assert inside.mean() > 0.85
+    low, high = np.moveaxis(posterior.interval(0.95), -1, 0)
+    assert ((low < truth) & (truth < high)).mean() > 0.85
 
 
-@pytest.mark.skipif(not FOLDER.is_dir(), reason="a source distribution leaves the models out")
-def test_every_model_has_a_card():
-    assert MODELS
-    assert sorted(path for path in FOLDER.iterdir() if path.is_dir()) == MODELS
+@each
+def test_folder_is_whole_and_small(name):
+    hub.verify_checksums(FOLDER / name)
+    files = [path for path in (FOLDER / name).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 8_000_000
+
+
+@each
+def test_weights_are_the_bundle_s(name):
+    import keras
+
+    import dlens_tf.models  # registers the layers
+
+    if not (FOLDER / name / hub.WEIGHTS).is_file():
+        pytest.skip("published before weights were")
+    predictor = dlens_tf.load(name)
+    model = keras.models.load_model(FOLDER / name / hub.WEIGHTS, compile=False)
+    assert model.input_shape[1:] == predictor.manifest.image.shape
+    expected = sum(np.prod(w.shape) for w in model.trainable_weights)
+    assert predictor.manifest.model["num_parameters"] == expected
+
+
+@each
+def test_card_agrees_with_the_evaluation(name):
+    card = hub.available_models(FOLDER)[name].card
+    evaluation = json.loads((FOLDER / name / hub.EVALUATION).read_text())
+    assert card.startswith(f"# {name}\n")
+    for section in ("## How good it is", "## Limits of use", "## How it was made"):
+        assert f"\n{section}\n" in card
+    for entry in evaluation["parameters"].values():
+        mae = entry["metrics"]["mae"]
+        assert f"**{mae['value']:.3f} ± {mae['standard_error']:.3f}**" in card
+    metrics = hub.available_models(FOLDER)[name].test_mae
+    assert metrics == {k: v["metrics"]["mae"] for k, v in evaluation["parameters"].items()}
+
+
+def test_every_model_is_listed():
+    from dlens_tf.serving.publish import models_table
+
+    assert NAMES
+    assert sorted(path.name for path in FOLDER.iterdir() if path.is_dir()) == NAMES
+    assert models_table(FOLDER) in (FOLDER / "README.md").read_text()

@@ -1,8 +1,10 @@
-"""Measures how fast lenses are simulated, read and trained on, and prints Markdown tables.
+"""Measures speeds and the information limit of recipes, and prints Markdown tables.
 
     python tools/benchmark.py --suite=simulation --output=simulation.json
 
-Each suite has its flags; --render prints the tables of an earlier run's JSON file.
+Suites: how fast lenses are simulated, read and trained on, and the least error that any network
+can reach (information_limit). Each has its flags; --render prints the tables of an earlier run's
+JSON file.
 """
 
 import dataclasses
@@ -25,12 +27,13 @@ flags.DEFINE_string("render", None, "JSON file of an earlier run: print its tabl
 flags.DEFINE_integer(
     "images",
     None,
-    "simulation: images in a batch (64); reading, training: images in a measurement (20000, 1600).",
+    "simulation: images in a batch (64); reading, training: images in a measurement (20000, 1600); "
+    "information_limit: images of each recipe (200).",
     lower_bound=1,
 )
 flags.DEFINE_integer("repeats", None, "Measurements (3; reading, training: 7).", lower_bound=1)
 # Simulation.
-flags.DEFINE_list("recipes", None, "simulation: recipes, comma-separated (all).")
+flags.DEFINE_list("recipes", None, "simulation, information_limit: recipes, comma-separated (all).")
 flags.DEFINE_list("classes", None, "simulation: classes (each recipe's first with substructure).")
 flags.DEFINE_list("engines", None, "simulation: engines (lenstronomy,fast).")
 flags.DEFINE_list("cores", None, "simulation: numbers of cores to measure on (1,2).")
@@ -57,10 +60,11 @@ flags.DEFINE_integer(
     "batch_size", None, "reading, training: images in a batch (64, 32).", lower_bound=1
 )
 flags.DEFINE_integer("core", None, "reading: core to run on (the last one).", lower_bound=0)
+flags.DEFINE_integer("seed", None, "information_limit: of the images (0).", lower_bound=0)
 
 _SUITE_FLAGS = (
     "images", "repeats", "recipes", "classes", "engines", "cores", "seconds", "data_dir", "config",
-    "num_examples", "batch_size", "core",
+    "num_examples", "batch_size", "core", "seed",
 )  # fmt: skip
 
 

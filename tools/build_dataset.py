@@ -28,6 +28,12 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "num_test", None, "Test examples per class; default: a sixth of num_examples.", lower_bound=1
 )
+flags.DEFINE_integer(
+    "num_calibration",
+    None,
+    "Examples per class of a split to recalibrate posteriors on; default: no such split.",
+    lower_bound=1,
+)
 flags.DEFINE_integer("num_shards", 8, "TFRecord files per split, at most.", lower_bound=1)
 flags.DEFINE_enum(
     "engine",
@@ -59,6 +65,8 @@ def main(argv):
         "validation": FLAGS.num_validation or max(1, FLAGS.num_examples // 10),
         "test": FLAGS.num_test or max(1, FLAGS.num_examples // 6),
     }
+    if FLAGS.num_calibration:
+        sizes["calibration"] = FLAGS.num_calibration
     from dlens_tf.pipeline.build import build_dataset
 
     build_dataset(

@@ -1,5 +1,6 @@
 """Infers the parameters of lenses from their images, with an exported model.
 
+    python tools/predict.py --model=axion_model_i --images='data/*.fits' --output=predictions.csv
     python tools/predict.py --model=runs/first/export --images='data/*.fits' \\
         --output=predictions.csv
 
@@ -11,7 +12,11 @@ from absl import flags
 from dlens_tf import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, "Exported model: a bundle, or the folder of its versions.")
+flags.DEFINE_string(
+    "model",
+    None,
+    "Name of a ready-to-use model, or an exported one: a bundle, or the folder of its versions.",
+)
 flags.DEFINE_list("images", [], "Image files and quoted patterns, separated by commas.")
 flags.DEFINE_string("output", None, "Catalogue to write: .csv, .ecsv or .h5.")
 flags.DEFINE_float("pixel_scale", None, "Arcsec per pixel of images whose file does not say.")
@@ -31,13 +36,14 @@ def main(argv):
     patterns = [pattern for pattern in FLAGS.images if pattern]  # "a.npy," has an empty one
     cli.require(model=FLAGS.model, images=patterns, output=FLAGS.output)
     # All input is checked before TensorFlow is imported.
-    from dlens_tf.inference.bundle import Manifest, find_bundle
+    from dlens_tf.hub import find_model
+    from dlens_tf.inference.bundle import Manifest
     from dlens_tf.io.catalogues import Column, check_catalogue_path, write_catalogue
     from dlens_tf.io.files import check_not_input, expand_patterns
     from dlens_tf.io.images import read_images
 
     output = check_catalogue_path(FLAGS.output)
-    bundle = find_bundle(FLAGS.model)
+    bundle = find_model(FLAGS.model)
     manifest = Manifest.read(bundle)
     paths = expand_patterns(patterns)
     check_not_input(output, paths)

@@ -8,6 +8,7 @@ test are those of the data set all the same. Watch it with: tensorboard --logdir
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -32,7 +33,16 @@ flags.DEFINE_enum(
     ["auto", "none", "rot180", "d4", "rotate"],
     "Turns and mirror images, of labels too; auto: the symmetry of the data set's prior.",
 )
-flags.DEFINE_enum("cache", "memory", ["memory", "none"], "Hold decoded images, or stream them.")
+flags.DEFINE_enum(
+    "cache",
+    "memory",
+    ["memory", "none", "front_end"],
+    "Hold decoded images, or stream them; front_end: keep the outputs of --front_end=lens_fit for "
+    "the training images, or for the first epoch of simulated ones, on disk.",
+)
+flags.DEFINE_string(
+    "front_end_dir", None, "Where --cache=front_end keeps them; default: in the run's folder."
+)
 flags.DEFINE_string(
     "data", None, "Training images: dataset, or simulate:<recipe> (default: dataset)."
 )
@@ -48,23 +58,43 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("max_validation", 2000, "Validation images used at most.", lower_bound=1)
 # Model.
-flags.DEFINE_enum("model", "resnet", ["resnet", "vit"], "Backbone.")
-flags.DEFINE_enum("head", "gaussian", ["point", "gaussian"], "What is predicted.")
+flags.DEFINE_enum("model", "resnet", ["resnet", "vit", "convnext", "hybrid", "none"], "Backbone.")
+flags.DEFINE_enum(
+    "head",
+    "gaussian",
+    ["point", "gaussian", "covariance", "mixture", "spline", "flow"],
+    "What is predicted: points, or posteriors of this family.",
+)
 flags.DEFINE_enum(
     "loss",
     None,
-    ["mae", "huber", "nll", "beta_nll"],
-    "Loss; mae or huber for a point head, nll or beta_nll for a Gaussian one (default: mae, nll).",
+    ["mae", "huber", "nll", "beta_nll", "crps"],
+    "Loss; point: mae or huber; posteriors: nll, or beta_nll of gaussian or crps of spline "
+    "(default: mae, nll).",
 )
+flags.DEFINE_integer("spline_bins", 24, "Bins of each parameter's spline.", lower_bound=2)
+flags.DEFINE_integer("mixture_components", 8, "Components.", lower_bound=1)
+flags.DEFINE_integer("flow_bins", 16, "Bins of each parameter's spline.", lower_bound=2)
+flags.DEFINE_integer("flow_hidden", 8, "Hidden units between parameters.", lower_bound=1)
 flags.DEFINE_enum(
     "front_end",
     "flux",
-    ["flux", "smooth_residual"],
-    "flux: stretched image; smooth_residual: with the residual against a fitted smooth lens "
-    "(recipes with a fixed macro-model).",
+    ["flux", "smooth_residual", "lens_fit"],
+    "flux: stretched image; smooth_residual: with the residual against a fitted source behind a "
+    "fixed lens; lens_fit: with the residual against a fitted lens and source, and the evidence "
+    "for a vortex in it.",
 )
-flags.DEFINE_integer("crop", None, "smooth_residual: central pixels kept.", lower_bound=8)
-flags.DEFINE_integer("binning", 1, "smooth_residual: pixels averaged per side.", lower_bound=1)
+flags.DEFINE_string(
+    "start_run", None, "lens_fit: run that predicts the smooth lens, to start the fit from."
+)
+flags.DEFINE_integer("crop", None, "Front ends that fit: central pixels kept.", lower_bound=8)
+flags.DEFINE_integer("binning", 1, "The same: pixels averaged per side.", lower_bound=1)
+flags.DEFINE_bool("polar", False, "Resample the image to polar coordinates before the backbone.")
+flags.DEFINE_integer("polar_radii", 32, "Rings.", lower_bound=1)
+flags.DEFINE_integer("polar_angles", 64, "Rays.", lower_bound=1)
+flags.DEFINE_float("polar_min_radius", 0.0, "Inner edge, in half sides.", lower_bound=0.0)
+flags.DEFINE_float("polar_max_radius", 1.0, "Outer edge, in half sides.", lower_bound=0.0)
+flags.DEFINE_integer("polar_overlap", 8, "Rays repeated at each end.", lower_bound=0)
 flags.DEFINE_integer("resnet_width", 16, "Channels of the first stage.", lower_bound=1)
 flags.DEFINE_integer("resnet_depth", 2, "Blocks per stage.", lower_bound=1)
 flags.DEFINE_integer("resnet_stages", 4, "Stages.", lower_bound=1)
@@ -73,6 +103,18 @@ flags.DEFINE_integer("vit_patch_size", 8, "Pixels per side of a patch.", lower_b
 flags.DEFINE_integer("vit_width", 96, "Size of a token.", lower_bound=1)
 flags.DEFINE_integer("vit_depth", 6, "Encoder blocks.", lower_bound=1)
 flags.DEFINE_integer("vit_heads", 4, "Attention heads.", lower_bound=1)
+flags.DEFINE_integer("convnext_width", 24, "Channels of the first stage.", lower_bound=1)
+flags.DEFINE_integer("convnext_depth", 2, "Blocks per stage.", lower_bound=1)
+flags.DEFINE_integer("convnext_stages", 3, "Stages.", lower_bound=1)
+flags.DEFINE_integer("convnext_patch_size", 4, "Pixels per side of a stem patch.", lower_bound=1)
+flags.DEFINE_integer("convnext_kernel_size", 7, "Side of the depthwise kernels.", lower_bound=1)
+flags.DEFINE_integer("hybrid_width", 16, "Channels of the first stage.", lower_bound=1)
+flags.DEFINE_integer("hybrid_depth", 1, "Residual blocks per stage.", lower_bound=1)
+flags.DEFINE_integer("hybrid_stages", 3, "Convolutional stages.", lower_bound=1)
+flags.DEFINE_integer("hybrid_stem_stride", 2, "Stride of the first convolution.", lower_bound=1)
+flags.DEFINE_integer("hybrid_attention_width", 64, "Size of a token.", lower_bound=1)
+flags.DEFINE_integer("hybrid_attention_depth", 2, "Encoder blocks.", lower_bound=1)
+flags.DEFINE_integer("hybrid_heads", 4, "Attention heads.", lower_bound=1)
 flags.DEFINE_float("dropout", 0.0, "Dropout rate.", lower_bound=0.0, upper_bound=0.9)
 # Optimisation.
 flags.DEFINE_integer("batch_size", 64, "Images in a global batch.", lower_bound=1)
@@ -83,8 +125,16 @@ flags.DEFINE_float(
 )
 flags.DEFINE_float("weight_decay", 1e-4, "AdamW's weight decay.", lower_bound=0.0)
 flags.DEFINE_float("clip_norm", 1.0, "Largest global gradient norm.", lower_bound=0.0)
+flags.DEFINE_enum(
+    "average",
+    "ema",
+    ["ema", "swa", "none"],
+    "Weights that are validated and kept: an exponential moving average, the mean over the last "
+    "part of the training, or those of the step.",
+)
+flags.DEFINE_float("ema_momentum", 0.998, "Of --average=ema.", lower_bound=0.0, upper_bound=1.0)
 flags.DEFINE_float(
-    "ema_momentum", 0.998, "Of the averaged weights.", lower_bound=0.0, upper_bound=1.0
+    "swa_start", 0.75, "Fraction of steps before --average=swa.", lower_bound=0.0, upper_bound=1.0
 )
 flags.DEFINE_integer(
     "patience", 0, "Epochs without improvement before stopping; 0: never.", lower_bound=0
@@ -109,22 +159,21 @@ flags.DEFINE_list("profile_steps", [], "First and last step of a TensorBoard pro
 # Flags that change where or how a run is watched, not what it computes.
 HARMLESS = (
     "run_dir", "data_dir", "galaxies", "log_every", "profile_steps", "strategy", "logical_devices",
+    "front_end_dir",
 )  # fmt: skip
 
-_MODEL_FLAGS = {
-    "resnet": {
-        "width": "resnet_width",
-        "depth": "resnet_depth",
-        "stages": "resnet_stages",
-        "stem_stride": "resnet_stem_stride",
-    },
-    "vit": {
-        "patch_size": "vit_patch_size",
-        "width": "vit_width",
-        "depth": "vit_depth",
-        "heads": "vit_heads",
-    },
-}
+# A backbone's flags are named for it and its option.
+_BACKBONE_OPTIONS = {
+    "none": (),
+    "resnet": ("width", "depth", "stages", "stem_stride"),
+    "vit": ("patch_size", "width", "depth", "heads"),
+    "convnext": ("width", "depth", "stages", "patch_size", "kernel_size"),
+    "hybrid": (
+        "width", "depth", "stages", "stem_stride", "attention_width", "attention_depth", "heads",
+    ),
+}  # fmt: skip
+_HEAD_OPTIONS = {"spline": ("bins",), "mixture": ("components",), "flow": ("bins", "hidden")}
+_POLAR_OPTIONS = ("radii", "angles", "min_radius", "max_radius", "overlap")
 
 
 def _profile_steps() -> tuple[int, int] | None:
@@ -147,24 +196,36 @@ def _simulation() -> dict[str, Any]:
             if value is not None:
                 raise UserError(f"--{name} needs --data=simulate:<recipe>")
         return {}
-    if FLAGS.cache != "memory":
-        raise UserError(f"--cache={FLAGS.cache} needs --data=dataset: nothing is read to be cached")
+    if FLAGS.cache == "none":
+        raise UserError("--cache=none needs --data=dataset: nothing is read to be cached")
     return {
         name: getattr(RunOptions, name) if value is None else value for name, value in given.items()
     }
 
 
+def _prefixed(prefix: str, options: Sequence[str]) -> dict[str, Any]:
+    """Values of the flags --<prefix>_<option>, by option."""
+    return {option: FLAGS[f"{prefix}_{option}"].value for option in options}
+
+
 def run_options() -> RunOptions:
     """The flags as a `launch.RunOptions`."""
-    backbone_flags = _MODEL_FLAGS[FLAGS.model]
     front_end_options = {}
-    if FLAGS.front_end == "smooth_residual":
+    if FLAGS.front_end != "flux":
         front_end_options = {"crop": FLAGS.crop, "binning": FLAGS.binning}
     elif FLAGS.crop is not None or FLAGS.binning != 1:
-        raise UserError("--crop and --binning need --front_end=smooth_residual")
+        raise UserError("--crop and --binning need --front_end=smooth_residual or lens_fit")
+    if FLAGS.front_end != "lens_fit":
+        if FLAGS.start_run is not None:
+            raise UserError("--start_run needs --front_end=lens_fit")
+        if FLAGS.cache == "front_end":
+            raise UserError("--cache=front_end needs --front_end=lens_fit")
+    if FLAGS.front_end_dir is not None and FLAGS.cache != "front_end":
+        raise UserError("--front_end_dir needs --cache=front_end")
     simulation = _simulation()
     own_flags = FLAGS.get_key_flags_for_module(sys.modules[__name__])
-    texts = {flag.name: _texts(flag) for flag in own_flags if flag.value not in (None, [])}
+    texts = {f.name: _texts(f, f.value) for f in own_flags if f.value not in (None, [])}
+    defaults = {f.name: _texts(f, f.default) for f in own_flags if f.default not in (None, [])}
     texts |= {name: [str(value)] for name, value in simulation.items() if value is not None}
     return RunOptions(
         dataset=FLAGS.dataset,
@@ -184,13 +245,15 @@ def run_options() -> RunOptions:
         model={
             "backbone": FLAGS.model,
             "options": {
-                **{option: FLAGS[flag].value for option, flag in backbone_flags.items()},
-                "dropout": FLAGS.dropout,
+                **_prefixed(FLAGS.model, _BACKBONE_OPTIONS[FLAGS.model]),
+                **({} if FLAGS.model == "none" else {"dropout": FLAGS.dropout}),
             },
             "head": FLAGS.head,
-            "loss": FLAGS.loss or {"point": "mae", "gaussian": "nll"}[FLAGS.head],
+            "head_options": _prefixed(FLAGS.head, _HEAD_OPTIONS.get(FLAGS.head, ())),
+            "loss": FLAGS.loss or ("mae" if FLAGS.head == "point" else "nll"),
             "front_end": FLAGS.front_end,
             "front_end_options": front_end_options,
+            "polar": _prefixed("polar", _POLAR_OPTIONS) if FLAGS.polar else None,
         },
         plan={
             name: FLAGS[name].value
@@ -200,7 +263,9 @@ def run_options() -> RunOptions:
                 "warmup_fraction",
                 "weight_decay",
                 "clip_norm",
+                "average",
                 "ema_momentum",
+                "swa_start",
                 "patience",
                 "log_every",
                 "jit",
@@ -209,18 +274,21 @@ def run_options() -> RunOptions:
         | {"profile_steps": _profile_steps()},
         flags=dict(sorted(texts.items())),
         harmless_flags=HARMLESS,
+        default_flags=defaults,
         data=FLAGS.data or "dataset",
+        start_run=FLAGS.start_run,
+        front_end_dir=FLAGS.front_end_dir,
         **simulation,
     )
 
 
-def _texts(flag: flags.Flag) -> list[str]:
+def _texts(flag: flags.Flag, value: Any) -> list[str]:
     """A flag's value as flagfile text; a repeatable flag has several."""
     if isinstance(flag, flags.MultiFlag):
-        return [str(value) for value in flag.value]
-    if isinstance(flag.value, list):
-        return [",".join(flag.value)]
-    return [str(flag.value).lower() if flag.boolean else str(flag.value)]
+        return [str(item) for item in value]
+    if isinstance(value, list):
+        return [",".join(value)]
+    return [str(value).lower() if flag.boolean else str(value)]
 
 
 def main(argv):

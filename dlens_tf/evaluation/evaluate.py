@@ -9,197 +9,61 @@ holds:
         metrics:   of the model, `{"mae": {"value", "standard_error"}, ...}`
         by_truth:  its metrics in bins of the true value
         by_snr:    its metrics in bins of signal-to-noise; [] where the data have no noise
+        calibration: "before" and "after" recalibration; "after" is None without one, and
+                   calibration is None for point estimates. Each has metrics, by_truth and by_snr
+                   (coverage only), coverage_curve, pit and sbc
         rows:      the table: the model first, then baselines, published numbers, the limit; each
                    kind, name, source, metrics, mae_over_limit
         baselines: <kind>: by_truth and by_snr of the computed baselines
         limit_by_truth: the information limit in the bins of by_truth; None if unknown
+    joint: "before" and "after": nll and tarp of all parameters together; None for point estimates
+    recalibration: where it comes from; None without one
+
+The point estimate is the posterior's median, or what a point head says. A run's recalibration, if
+it has one, is part of its model: `metrics` are with it.
 """
 
 import dataclasses
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-from tqdm import tqdm
 
+from dlens_tf.commands import command_line
 from dlens_tf.errors import UserError, choose
-from dlens_tf.evaluation import baselines, metrics, plots, report
-from dlens_tf.evaluation.summaries import NAMES, summarise
-from dlens_tf.parameters import Parameter, ParameterSet, Uniform
-from dlens_tf.pipeline.reading import (
-    DatasetFolder,
-    explained_read_errors,
-    open_dataset,
-    read_batches,
+from dlens_tf.evaluation import baselines, calibration, drawing, metrics, report
+from dlens_tf.evaluation.predictions import (
+    Predictions,
+    fit_linear_baseline,
+    point_estimate,
+    predict_split,
+    read_images,
 )
-from dlens_tf.simulation.recipes import RECIPES, Recipe
-from dlens_tf.training.run_folder import RunFolder
+from dlens_tf.evaluation.recalibration import (
+    RecalibratedPosterior,
+    Recalibration,
+    read_recalibration,
+)
+from dlens_tf.evaluation.summaries import NAMES
+from dlens_tf.inference.posterior import Posterior
+from dlens_tf.io.files import file_checksum
+from dlens_tf.parameters import Choice, Derived, Parameter, ParameterSet, Uniform
+from dlens_tf.pipeline.reading import DatasetFolder, build_command, open_dataset
+from dlens_tf.simulation.recipes import RECIPES, InformationLimit, Recipe
+from dlens_tf.simulation.splits import OPTIONAL_SPLIT_START, SPLIT_START
+from dlens_tf.training.cost import training_cost
+from dlens_tf.training.run_folder import RunFolder, write_json
 
-FORMAT_VERSION = 1
-SPLITS = ("train", "validation", "test")
-GRID_COLUMNS = 4
+FORMAT_VERSION = 2
+SPLITS = (*SPLIT_START, *OPTIONAL_SPLIT_START)
+CALIBRATION_SPLITS = ("calibration", "validation")
+"""Splits to recalibrate on: the network was not trained on them, and results are not told of them.
 
-
-@dataclasses.dataclass(frozen=True)
-class Predictions:
-    """What a model says about examples, beside the truth.
-
-    Attributes:
-      truth: true values, float64 [N, P].
-      mean: predicted values, float64 [N, P].
-      stddev: predicted standard deviations, float64 [N, P]; None from a point head.
-      label: class of each example, int64 [N].
-      index: index of each example in its class, int64 [N]: with the data set's seed, it makes
-        the example again.
-      snr: signal-to-noise, float64 [N]; None where the data have no noise.
-      statistics: summary statistics, float64 [N, K].
-    """
-
-    truth: np.ndarray
-    mean: np.ndarray
-    stddev: np.ndarray | None
-    label: np.ndarray
-    index: np.ndarray
-    snr: np.ndarray | None
-    statistics: np.ndarray
-
-    def arrays(self, targets: ParameterSet) -> dict[str, np.ndarray]:
-        """Arrays of predictions.npz."""
-        arrays = {"parameters": np.array(targets.names)}
-        for name in ("truth", "mean", "stddev", "label", "index", "snr"):
-            if getattr(self, name) is not None:
-                arrays[name] = getattr(self, name)
-        return arrays
-
-
-def _truth(batch: dict[str, np.ndarray], targets: ParameterSet) -> np.ndarray:
-    return np.stack([batch[f"parameters/{name}"] for name in targets.names], -1).astype(float)
-
-
-def _batches(
-    folder: DatasetFolder,
-    split: str,
-    batch_size: int,
-    classes: Sequence[str] | None,
-    limit: int | None,
-    description: str,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Numpy batches of a split, at most its first `limit` examples, with a progress bar."""
-    total = folder.num_examples(split)
-    total = total if limit is None else min(limit, total)
-    done = 0
-    with (
-        explained_read_errors(folder, split),
-        tqdm(total=total, desc=description, unit="image") as bar,
-    ):
-        for batch in read_batches(folder, split, batch_size, classes).as_numpy_iterator():
-            size = min(len(batch["image"]), total - done)
-            yield {key: values[:size] for key, values in batch.items()}
-            done += size
-            bar.update(size)
-            if done == limit:  # otherwise to the end, where lost records are noticed
-                break
-
-
-def _check_matches(run: RunFolder, folder: DatasetFolder) -> None:
-    """Raises a `UserError` if the data set is not of the kind that the run was trained on."""
-    shape = tuple(run.config["image_shape"])
-    if folder.image_shape != shape:
-        raise UserError(
-            f"data set {folder.path} has images of shape {folder.image_shape}, "
-            f"the model of {run.path} takes {shape}"
-        )
-    for name in run.targets.names:
-        if not folder.has(f"parameters/{name}"):
-            raise UserError(f"data set {folder.path} has no parameter '{name}' to compare with")
-
-
-def _check_truth(truth: np.ndarray, targets: ParameterSet, folder: DatasetFolder) -> None:
-    """Raises a `UserError` if truths lie outside the priors by more than float32 rounding."""
-    low, high = targets.supports.T
-    slack = 1e-5 * (high - low)
-    outside = ((truth < low - slack) | (truth > high + slack)).any(axis=0)
-    for parameter, is_outside in zip(targets, outside, strict=True):
-        if is_outside:
-            raise UserError(
-                f"'{parameter.name}' in data set {folder.path} leaves the range "
-                f"{parameter.prior.support} that the model was trained for"
-            )
-
-
-def _check_outputs(outputs: dict[str, np.ndarray], where: str) -> None:
-    """Raises a `UserError` if a prediction is not finite or a deviation not positive."""
-    for name, values in outputs.items():
-        bad = ~np.isfinite(values) if name == "mean" else ~(np.isfinite(values) & (values > 0.0))
-        if bad.any():
-            raise UserError(
-                f"{where}: the model's {name} is {values[bad][0]} for {bad.any(axis=-1).sum()} of "
-                f"{len(values)} images; train it again with a lower learning rate"
-            )
-
-
-def predict_split(
-    run: RunFolder,
-    folder: DatasetFolder,
-    split: str,
-    batch_size: int,
-    max_examples: int | None = None,
-) -> Predictions:
-    """The run's model on a split, in stored order.
-
-    Args:
-      run: a run with a model.
-      folder: the data set.
-      split: "train", "validation" or "test".
-      batch_size: images at once.
-      max_examples: take only the first ones.
-
-    Raises:
-      UserError: if the data set does not fit the run, or a prediction is not finite.
-    """
-    _check_matches(run, folder)
-    model, targets = run.load_model(), run.targets
-    spec = tf.TensorSpec((None, *folder.image_shape), tf.float32)
-    predict = tf.function(lambda images: model(images, training=False), input_signature=[spec])
-    has_snr = folder.has("metadata/snr")
-    parts: dict[str, list[np.ndarray]] = {}
-    for batch in _batches(
-        folder, split, batch_size, run.config["classes"], max_examples, f"predict {split}"
-    ):
-        outputs = {k: v.numpy() for k, v in predict(tf.constant(batch["image"])).items()}
-        _check_outputs(outputs, str(run.model_path))
-        part = {
-            "truth": _truth(batch, targets),
-            "label": batch["label"],
-            "index": batch["metadata/index"],
-            "statistics": summarise(batch["image"]),
-            **{k: v.astype(np.float64) for k, v in outputs.items() if k in ("mean", "stddev")},
-        }
-        if has_snr:
-            part["snr"] = batch["metadata/snr"].astype(np.float64)
-        for key, values in part.items():
-            parts.setdefault(key, []).append(values)
-    if not parts:
-        raise UserError(f"the {split} split of {folder.path} has no examples of the run's classes")
-    arrays = {key: np.concatenate(values) for key, values in parts.items()}
-    _check_truth(arrays["truth"], targets, folder)
-    return Predictions(**{"stddev": None, "snr": None, **arrays})
-
-
-def fit_linear_baseline(
-    folder: DatasetFolder, targets: ParameterSet, classes: Sequence[str] | None, batch_size: int
-) -> baselines.LinearFit:
-    """The linear fit to summary statistics of (at most 5,000) training images."""
-    statistics, truth = [], []
-    for batch in _batches(
-        folder, "train", batch_size, classes, baselines.MAX_TRAINING_IMAGES, "linear baseline"
-    ):
-        statistics.append(summarise(batch["image"]))
-        truth.append(_truth(batch, targets))
-    return baselines.fit_linear(np.concatenate(statistics), np.concatenate(truth), targets)
+The best weights are chosen on validation, so posteriors may look a little better there.
+"""
+_CALIBRATION_IMAGES = 2000
 
 
 def _prior_text(parameter: Parameter) -> str:
@@ -207,33 +71,104 @@ def _prior_text(parameter: Parameter) -> str:
     if isinstance(prior, Uniform):
         return f"uniform from {prior.low:g} to {prior.high:g}{unit}"
     low, high = prior.support
-    return f"normal, {prior.mean:g} ± {prior.std:g}{unit}, cut at {low:g} and {high:g}"
+    if isinstance(prior, Choice):
+        return f"one of {prior.number:g} values from {low:g} to {high:g}{unit}, equally likely"
+    spread, ends = f"{prior.mean:g} ± {prior.std:g}{unit}", f"{low:g} and {high:g}"
+    if isinstance(prior, Derived):
+        return f"that of a derived quantity, {spread}, between {ends}"
+    return f"normal, {spread}, cut at {ends}"
+
+
+_Bins = dict[str, tuple[np.ndarray, np.ndarray]]
+"""By "by_truth" and "by_snr": values [N] and edges of the bins in them."""
+
+
+def _covers_prior(limit: InformationLimit, parameter: Parameter) -> bool:
+    """Whether the limit is known in bins of the true value, all over this prior."""
+    edges = limit.bin_edges
+    return bool(edges) and np.allclose((edges[0], edges[-1]), parameter.prior.support)
+
+
+def _bins(
+    parameter: Parameter,
+    truth: np.ndarray,
+    snr: np.ndarray | None,
+    limit: InformationLimit | None,
+) -> _Bins:
+    edges = metrics.equal_edges(parameter)
+    if limit and _covers_prior(limit, parameter):
+        edges = np.array(limit.bin_edges)
+    bins = {"by_truth": (truth, edges)}
+    if snr is not None:
+        bins["by_snr"] = (snr, metrics.quantile_edges(snr))
+    return bins
+
+
+def _binned(
+    parameter: Parameter,
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    marginals: metrics.Marginals | None,
+    bins: _Bins,
+    seed: int,
+) -> dict[str, list[dict]]:
+    return {"by_snr": []} | {
+        key: metrics.binned_metrics(parameter, truth, predicted, marginals, *values, seed=seed)
+        for key, values in bins.items()
+    }
+
+
+def _calibration(
+    parameter: Parameter,
+    truth: np.ndarray,
+    median: np.ndarray,
+    marginals: metrics.Marginals,
+    ranks: np.ndarray,
+    bins: _Bins,
+    seed: int,
+) -> dict[str, Any]:
+    """The JSON of one parameter's calibration, before or after recalibration."""
+    binned = _binned(parameter, truth, median, marginals, bins, seed)
+    return {
+        "metrics": metrics.compute_metrics(parameter, truth, median, marginals, seed=seed),
+        **calibration.describe_marginal(marginals.pit, ranks),
+        **{
+            key: [{**b, "metrics": {m: b["metrics"][m] for m in metrics.COVERAGE}} for b in part]
+            for key, part in binned.items()
+        },
+    }
+
+
+def _by_state(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """With None for what there is not before or after recalibration; None of point estimates."""
+    return {"before": None, "after": None} | dict(values) if values else None
 
 
 def _evaluate_parameter(
     parameter: Parameter,
-    predictors: dict[str, tuple[str, str, np.ndarray, np.ndarray | None]],
+    predictors: dict[str, tuple[str, str, np.ndarray, metrics.Marginals | None]],
     truth: np.ndarray,
     snr: np.ndarray | None,
     recipe: Recipe | None,
     seed: int,
+    states: Mapping[str, tuple[np.ndarray, metrics.Marginals, np.ndarray]],
 ) -> dict[str, Any]:
     """The JSON entry of one parameter.
 
     Args:
       parameter: which.
-      predictors: by kind ("model" first): name, source, mean [N], stddev [N] or None.
+      predictors: by kind ("model" first): name, source, point estimates [N], and what the
+        posteriors say or None.
       truth: [N].
       snr: [N] or None.
       recipe: of the data set; None if unknown.
       seed: of the bootstrap.
+      states: medians [N], marginals and SBC ranks [N] "before" and, if recalibrated, "after";
+        empty for point estimates.
     """
     limit = baselines.information_limit(recipe, parameter.name)
-    truth_edges = metrics.equal_edges(parameter)
-    limit_bins = None
-    edges = limit.bin_edges if limit else ()
-    if edges and np.allclose((edges[0], edges[-1]), parameter.prior.support):
-        truth_edges, limit_bins = np.array(edges), list(limit.bin_mae)
+    by = _bins(parameter, truth, snr, limit)
+    limit_bins = list(limit.bin_mae) if limit and _covers_prior(limit, parameter) else None
     best = None
     if limit:
         best = {"value": limit.mae, "standard_error": limit.mae_error}
@@ -249,22 +184,10 @@ def _evaluate_parameter(
         }
 
     rows, bins = [], {}
-    for kind, (name, source, mean, stddev) in predictors.items():
-        rows.append(
-            row(
-                kind,
-                name,
-                source,
-                metrics.compute_metrics(parameter, truth, mean, stddev, seed=seed),
-            )
-        )
-        by = {"by_truth": (truth, truth_edges)}
-        if snr is not None:
-            by["by_snr"] = (snr, metrics.quantile_edges(snr))
-        bins[kind] = {"by_snr": []} | {
-            key: metrics.binned_metrics(parameter, truth, mean, stddev, *values, seed=seed)
-            for key, values in by.items()
-        }
+    for kind, (name, source, *answer) in predictors.items():
+        values = metrics.compute_metrics(parameter, truth, *answer, seed=seed)
+        rows.append(row(kind, name, source, values))
+        bins[kind] = _binned(parameter, truth, *answer, by, seed)
     for result in baselines.published_results(recipe, parameter.name):
         mae = {"mae": {"value": result.mae, "standard_error": None}}
         rows.append(row("published", result.model, result.source, mae))
@@ -277,6 +200,9 @@ def _evaluate_parameter(
         "prior_text": _prior_text(parameter),
         "metrics": rows[0]["metrics"],
         **model_bins,
+        "calibration": _by_state(
+            {k: _calibration(parameter, truth, *state, by, seed) for k, state in states.items()}
+        ),
         "rows": rows,
         "baselines": bins,
         "limit_by_truth": limit_bins,
@@ -290,6 +216,9 @@ def _notes(
     has_snr: bool,
     num_fit: int,
     front_end: str,
+    judged: Mapping[str, calibration.Judgement],
+    recalibration: Recalibration | None,
+    split: str,
 ) -> list[str]:
     """What the reader should know about the table."""
     notes = [
@@ -317,91 +246,118 @@ def _notes(
                 notes.append(f"The information limit of {name} on this data set is not known.")
     if not has_snr:
         notes.append("The images have no noise: there are no bins of signal-to-noise.")
+    if recalibration is not None:
+        source = recalibration.source
+        notes.append(
+            f"The posteriors are recalibrated ({recalibration.method}), fitted on "
+            f"{source['num_examples']} images of the {source['split']} split"
+            + (
+                ", of which the numbers here are, so that they look better than they are."
+                if source["split"] == split
+                else ", which neither training nor this evaluation has."
+            )
+        )
+    for state, judgement in judged.items():
+        excluded = int(np.sum(~np.isfinite(judgement.joint_log_prob)))
+        if excluded:
+            notes.append(
+                f"{excluded} truths have no posterior probability at all ({state} recalibration): "
+                "the negative log-likelihood is infinite, and left out."
+            )
     return notes
 
 
-def _pick_examples(error: np.ndarray) -> dict[str, np.ndarray]:
-    """Positions of the best, the most typical and the worst predicted examples."""
-    size = np.abs(error)
-    order = np.argsort(size, kind="stable")
-    typical = np.argsort(np.abs(size - np.median(size)), kind="stable")
+def _describe_run(run: RunFolder, description: str) -> dict[str, Any]:
+    """Who made the predictions, and at what cost; without paths of this machine."""
+    config = run.config
+    cost = training_cost(run)
+    same = ("model", "head", "seed", "git_commit", "dlens_tf_version", "num_parameters")
     return {
-        "best": order[:GRID_COLUMNS],
-        "typical": typical[:GRID_COLUMNS],
-        "worst": order[::-1][:GRID_COLUMNS],
+        "name": run.path.resolve().name,
+        "description": f"{description}, {config['num_parameters']:,} weights",
+        **{key: config[key] for key in same},
+        "model_sha256": file_checksum(run.model_path),
+        "training": {
+            "data": config.get("data", "dataset"),
+            "images": config.get("training_examples"),
+            "cost": cost and {k: v for k, v in dataclasses.asdict(cost).items() if k != "curve"},
+        },
     }
 
 
-def _read_images(
-    folder: DatasetFolder,
-    split: str,
-    classes: Sequence[str] | None,
-    batch_size: int,
-    positions: set[int],
-) -> dict[int, np.ndarray]:
-    """Images [H, W, C] at these positions of the split; read again rather than all kept."""
-    found, start = {}, 0
-    last = max(positions) + 1
-    for batch in _batches(folder, split, batch_size, classes, last, "sample images"):
-        for i in range(len(batch["image"])):
-            if start + i in positions:
-                found[start + i] = batch["image"][i]
-        start += len(batch["image"])
-    return found
+def _open_data(run: RunFolder, split: str, data_dir: str | Path | None, flag: str) -> DatasetFolder:
+    """The run's data set; raises a `UserError` where it has not got the split.
 
-
-def _title(truth: float, mean: float, stddev: float | None) -> str:
-    predicted = f"{mean:.3g}" if stddev is None else f"{mean:.2f} ± {stddev:.2f}"
-    return f"{predicted}\ntrue {truth:.2f}"
-
-
-def _draw(
-    predictions: Predictions,
-    targets: ParameterSet,
-    entries: dict[str, dict[str, Any]],
-    read_images,
-) -> dict[str, dict[str, bytes]]:
-    """PNG bytes by parameter and plot."""
-    picks = {
-        p.name: _pick_examples(
-            metrics.residuals(p, predictions.truth[:, i], predictions.mean[:, i])
+    Args:
+      run: trained on it.
+      split: of the data set.
+      data_dir: folder under which it is kept; None takes the run's own.
+      flag: that names another `data_dir`.
+    """
+    config = run.config
+    folder = open_dataset(config["dataset"], config["config"], data_dir or config["data_dir"])
+    if split not in folder.info.splits:
+        other = f"{folder.path.parents[2]}_{split}"
+        sizes = {f"num_{name}": 1 for name in ("examples", "validation", "test")}
+        sizes[f"num_{split}"] = _CALIBRATION_IMAGES
+        command = build_command(folder.path, data_dir=other, **sizes)
+        raise UserError(
+            f"data set {folder.path} has no {split} split; build one beside it with: {command}, "
+            f"and name it with --{flag}={other}"
         )
-        for i, p in enumerate(targets)
+    return folder
+
+
+def recalibrate_run(
+    run_dir: str | Path,
+    method: str = "isotonic",
+    split: str = "calibration",
+    batch_size: int = 64,
+    data_dir: str | Path | None = None,
+) -> Recalibration:
+    """Learns a recalibration of a run's posteriors, and writes it to its recalibration.json.
+
+    Args:
+      run_dir: folder of the run.
+      method: one of `recalibration.METHODS`.
+      split: to learn from, one of `CALIBRATION_SPLITS`.
+      batch_size: images at once.
+      data_dir: folder under which the data set with this split is kept; None takes the run's own.
+
+    Raises:
+      UserError: if the run, the data set or its split is missing, they don't fit, or the model
+        gives point estimates.
+    """
+    if split not in CALIBRATION_SPLITS:
+        raise UserError(
+            f"the {split} split is not for recalibration: what is learnt from it could not be "
+            "judged on it, nor on what the network has seen; valid: "
+            + ", ".join(CALIBRATION_SPLITS)
+        )
+    run = RunFolder.open(run_dir)
+    folder = _open_data(run, split, data_dir, "calibration_data_dir")
+    predictions = predict_split(run, folder, split, batch_size)
+    source = {
+        "split": split,
+        "dataset": _describe_data(run, folder),
+        "model_sha256": file_checksum(run.model_path),
     }
-    images = read_images({int(i) for rows in picks.values() for row in rows.values() for i in row})
-    figures: dict[str, dict[str, bytes]] = {}
-    for i, parameter in enumerate(targets):
-        truth, mean = predictions.truth[:, i], predictions.mean[:, i]
-        stddev = None if predictions.stddev is None else predictions.stddev[:, i]
-        entry = entries[parameter.name]
-        labels = {"model": "this model", "centre": "prior's centre", "linear": "linear regression"}
-        by_kind = {"model": entry, **entry["baselines"]}
-        drawn = {
-            "scatter": plots.scatter_figure(truth, mean, stddev, parameter),
-            "residuals": plots.residual_figure(truth, mean, parameter),
-        }
-        rows = [(kind, labels[kind], bins["by_truth"]) for kind, bins in by_kind.items()]
-        if entry["limit_by_truth"]:
-            limit = [
-                {**b, "metrics": {"mae": {"value": value, "standard_error": None}}}
-                for b, value in zip(entry["by_truth"], entry["limit_by_truth"], strict=True)
-            ]
-            rows.append(("limit", "information limit", limit))
-        drawn["by_truth"] = plots.truth_bins_figure(rows, parameter)
-        if entry["by_snr"]:
-            rows = [(kind, labels[kind], bins["by_snr"]) for kind, bins in by_kind.items()]
-            drawn["by_snr"] = plots.snr_bins_figure(rows, parameter)
-        if stddev is not None:
-            drawn["calibration"] = plots.calibration_figure(truth, mean, stddev, parameter)
-        shown = [j for row in picks[parameter.name].values() for j in row]
-        drawn["images"] = plots.image_grid(
-            np.stack([images[int(j)] for j in shown]),
-            [_title(truth[j], mean[j], None if stddev is None else stddev[j]) for j in shown],
-            columns=len(picks[parameter.name]["best"]),
-            row_labels=list(picks[parameter.name]),
-        )
-        figures[parameter.name] = {k: plots.figure_to_png(f) for k, f in drawn.items()}
-    return figures
+    pit = predictions.posterior.cdf(predictions.truth)
+    recalibration = Recalibration.fit(method, pit, run.targets, source)
+    write_json(run.recalibration_path, recalibration.to_dict())
+    return recalibration
+
+
+def _describe_data(run: RunFolder, folder: DatasetFolder) -> dict[str, Any]:
+    config = run.config
+    return {
+        "name": config["dataset"],
+        "config": config["config"],
+        "version": folder.version,
+        "recipe": config["recipe"],
+        "classes": config["classes"],
+        "seed": folder.metadata["seed"],
+    }
 
 
 def evaluate_run(
@@ -415,89 +371,56 @@ def evaluate_run(
     """Evaluates a run's model on a split and writes the report into its folder.
 
     Args:
-      run_dir: folder of the run.
-      split: "train", "validation" or "test".
+      run_dir: folder of the run; its recalibration, if there is one, is applied.
+      split: one of `SPLITS`.
       batch_size: images at once.
       data_dir: folder under which data sets are kept; None takes the run's own.
       max_examples: evaluate only the first ones of the split.
-      seed: of the bootstrap.
+      seed: of the bootstrap, and of draws from the posteriors.
 
     Returns:
       What the JSON holds (see the module's synopsis), and the page's path under "report".
 
     Raises:
-      UserError: if the run or its data set is missing or they don't fit, or if a prediction is
-        not finite.
+      UserError: if the run or its data set is missing or they don't fit, if the recalibration is
+        of another model, or if a prediction is not finite.
     """
     choose("split", split, SPLITS)
     run = RunFolder.open(run_dir)
     config, targets = run.config, run.targets
-    folder = open_dataset(config["dataset"], config["config"], data_dir or config["data_dir"])
-    recipe = RECIPES.get(config["recipe"])
-    classes = config["classes"]
+    folder = _open_data(run, split, data_dir, "data_dir")
+    recipe, classes = RECIPES.get(config["recipe"]), config["classes"]
+    recalibration = read_recalibration(run)
     predictions = predict_split(run, folder, split, batch_size, max_examples)
+    posteriors = {"before": predictions.posterior}
+    if recalibration is not None:
+        posteriors["after"] = RecalibratedPosterior(predictions.posterior, recalibration)
+    posterior = posteriors["after" if recalibration is not None else "before"]
+    judged = {}
+    if posterior.stddev is not None:
+        judged = {k: calibration.judge(p, predictions.truth, seed) for k, p in posteriors.items()}
     fit = fit_linear_baseline(folder, targets, classes, batch_size)
-    num = len(predictions.truth)
-    centre, linear = baselines.predict_centre(targets, num), fit.predict(predictions.statistics)
-    has_stddev = predictions.stddev is not None
     front_end = config["model"].get("front_end", "flux")
     backbone = config["model"].get("backbone", "model")
     description = f"{backbone} with {front_end} front end and {config['head']} head"
-    entries = {}
-    for i, parameter in enumerate(targets):
-
-        def column(values, i=i):
-            return values[:, i] if has_stddev else None
-
-        entries[parameter.name] = _evaluate_parameter(
-            parameter,
-            {
-                "model": (
-                    "this model",
-                    description,
-                    predictions.mean[:, i],
-                    column(predictions.stddev),
-                ),
-                "linear": (
-                    "linear regression",
-                    f"fitted on {fit.num_images} training images",
-                    linear[0][:, i],
-                    column(linear[1]),
-                ),
-                "centre": (
-                    "prior's centre",
-                    "constant",
-                    centre[0][:, i],
-                    column(centre[1]),
-                ),
-            },
-            predictions.truth[:, i],
-            predictions.snr,
-            recipe,
-            seed,
-        )
+    entries = _entries(predictions, posteriors, judged, fit, description, recipe, seed)
+    options = {} if max_examples is None else {"max_examples": max_examples}
+    num = len(predictions.truth)
     result = {
         "format_version": FORMAT_VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "run": {
-            "name": run.path.resolve().name,
-            "description": f"{description}, {config['num_parameters']:,} weights",
-            **{key: config[key] for key in ("model", "head", "seed", "git_commit")},
-            **{key: config[key] for key in ("dlens_tf_version", "num_parameters")},
-        },
-        "dataset": {
-            "name": config["dataset"],
-            "config": config["config"],
-            "version": folder.version,
-            "recipe": config["recipe"],
-            "classes": classes,
-            "seed": folder.metadata["seed"],
-        },
+        "command": command_line(
+            "evaluate", run_dir=f"runs/{run.path.resolve().name}", split=split, **options
+        ),
+        "run": _describe_run(run, description),
+        "dataset": _describe_data(run, folder),
         "split": split,
         "num_examples": num,
         "num_available": folder.num_examples(split),
         "bootstrap": {"resamples": metrics.RESAMPLES, "seed": seed},
+        "recalibration": recalibration and {"method": recalibration.method, **recalibration.source},
         "parameters": entries,
+        "joint": _by_state({k: _joint(judgement, seed) for k, judgement in judged.items()}),
         "notes": _notes(
             config["recipe"],
             recipe,
@@ -505,15 +428,74 @@ def evaluate_run(
             predictions.snr is not None,
             fit.num_images,
             front_end,
+            judged,
+            recalibration,
+            split,
         ),
     }
-    figures = _draw(
+    figures = drawing.draw(
         predictions,
-        targets,
+        posterior,
+        judged,
         entries,
-        lambda positions: _read_images(folder, split, classes, batch_size, positions),
+        lambda positions: read_images(folder, split, classes, batch_size, positions),
     )
     page = report.write_report(
-        run.evaluation_dir, split, result, figures, predictions.arrays(targets)
+        run.evaluation_dir, split, result, figures, predictions.arrays(posterior)
     )
     return {**result, "report": str(page)}
+
+
+def _joint(judgement: calibration.Judgement, seed: int) -> dict[str, Any]:
+    return {
+        "nll": metrics.estimate_mean(-judgement.joint_log_prob, seed=seed),
+        "tarp": calibration.describe_joint(judgement.fractions),
+    }
+
+
+def _entries(
+    predictions: Predictions,
+    posteriors: Mapping[str, Posterior],
+    judged: Mapping[str, calibration.Judgement],
+    fit: baselines.LinearFit,
+    description: str,
+    recipe: Recipe | None,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """The JSON entries of all parameters; arguments as `evaluate_run` has them."""
+    targets = predictions.posterior.parameters
+    estimates = {state: point_estimate(posterior) for state, posterior in posteriors.items()}
+    final = list(posteriors)[-1]
+    guesses = {
+        "linear": fit.predict(predictions.statistics),
+        "centre": baselines.predict_centre(targets, len(predictions.truth)),
+    }
+    names = {
+        "linear": ("linear regression", f"fitted on {fit.num_images} training images"),
+        "centre": ("prior's centre", "constant"),
+    }
+    entries = {}
+    for i, parameter in enumerate(targets):
+        truth = predictions.truth[:, i]
+        marginals = judged[final].marginals[i] if judged else None
+        predictors = {"model": ("this model", description, estimates[final][:, i], marginals)}
+        for kind, (mean, stddev) in guesses.items():
+            says = None
+            if judged:
+                # The truth that is nearest, for angles.
+                near = mean[:, i] - metrics.residuals(parameter, truth, mean[:, i])
+                says = calibration.gaussian_marginals(near, mean[:, i], stddev[:, i])
+            predictors[kind] = (*names[kind], mean[:, i], says)
+        entries[parameter.name] = _evaluate_parameter(
+            parameter,
+            predictors,
+            truth,
+            predictions.snr,
+            recipe,
+            seed,
+            {
+                state: (estimates[state][:, i], judgement.marginals[i], judgement.ranks[:, i])
+                for state, judgement in judged.items()
+            },
+        )
+    return entries

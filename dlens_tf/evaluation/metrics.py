@@ -11,7 +11,7 @@ without spread in the truth).
 Reference: Efron & Tibshirani 1993, An Introduction to the Bootstrap, ch. 6.
 """
 
-import statistics
+import dataclasses
 
 import numpy as np
 
@@ -26,8 +26,13 @@ TITLES = {
     "bias": "bias",
     "r2": "R²",
     "nll": "NLL",
+    "crps": "CRPS",
+    "coverage_50": "in 50 %",
     "coverage_68": "in 68 %",
+    "coverage_90": "in 90 %",
     "coverage_95": "in 95 %",
+    "width_68": "68 % width",
+    "contraction": "contraction",
 }
 """Column titles, in the order of tables."""
 
@@ -36,15 +41,44 @@ MEANINGS = {
     "rmse": "root mean square error",
     "bias": "mean of predicted minus true",
     "r2": "fraction of the variance of the truth that is explained",
-    "nll": "mean negative log-likelihood of the truth under the predicted Gaussian, in nats",
+    "nll": "mean negative log-likelihood of the truth under the posterior, in nats",
+    "crps": "mean continuous ranked probability score",
+    "coverage_50": "fraction of truths inside the central 50 % interval",
     "coverage_68": "fraction of truths inside the central 68 % interval",
+    "coverage_90": "fraction of truths inside the central 90 % interval",
     "coverage_95": "fraction of truths inside the central 95 % interval",
+    "width_68": "mean width of the central 68 % interval: the sharpness",
+    "contraction": "1 minus the mean posterior variance over the prior's",
 }
 
-_HALF_WIDTH = {level: statistics.NormalDist().inv_cdf(0.5 + level / 200.0) for level in (68, 95)}
-"""Half-width of the central interval of this percentage, in standard deviations."""
+COVERAGE = {"coverage_50": 0.50, "coverage_68": 0.68, "coverage_90": 0.90, "coverage_95": 0.95}
+"""Probabilities of the central intervals."""
 
 Estimate = dict[str, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Marginals:
+    """What the posteriors of N images say about the truth of one parameter; each is [N].
+
+    Attributes:
+      pit: the distribution function at the truth.
+      log_prob: natural logarithm of the density there; -inf where the truth is excluded.
+      crps: continuous ranked probability score.
+      width: of the central 68 % interval.
+      variance: of the posterior.
+    """
+
+    pit: np.ndarray
+    log_prob: np.ndarray
+    crps: np.ndarray
+    width: np.ndarray
+    variance: np.ndarray
+
+    def __getitem__(self, rows: np.ndarray) -> "Marginals":
+        """Those of some images."""
+        fields = dataclasses.fields(self)
+        return Marginals(**{field.name: getattr(self, field.name)[rows] for field in fields})
 
 
 def difference_unit(parameter: Parameter) -> str:
@@ -52,33 +86,37 @@ def difference_unit(parameter: Parameter) -> str:
     return "dex" if parameter.unit.startswith("log10(") else parameter.unit
 
 
-def residuals(parameter: Parameter, truth: np.ndarray, mean: np.ndarray) -> np.ndarray:
+def residuals(parameter: Parameter, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Predicted minus true, float64; for angles the shorter way round, in ±period/2."""
-    difference = np.asarray(mean, np.float64) - np.asarray(truth, np.float64)
+    difference = np.asarray(predicted, np.float64) - np.asarray(truth, np.float64)
     if parameter.period is None:
         return difference
     half = 0.5 * parameter.period
     return (difference + half) % parameter.period - half
 
 
+_POINT = ("mae", "rmse", "bias", "r2")
+_NUM_POINT_COLUMNS = 5
+
+
 def _columns(
-    parameter: Parameter, truth: np.ndarray, mean: np.ndarray, stddev: np.ndarray | None
+    parameter: Parameter, truth: np.ndarray, predicted: np.ndarray, marginals: Marginals | None
 ) -> np.ndarray:
-    """Per-example quantities [N, 5] or [N, 8] whose means determine every metric."""
-    error = residuals(parameter, truth, mean)
+    """Per-example quantities [N, 5] or [N, 13] whose means determine every metric."""
+    error = residuals(parameter, truth, predicted)
     # Centred, so that the variance below does not cancel away for values far from zero.
     centred = truth - truth.mean() if len(truth) else truth
     columns = [np.abs(error), error, error**2, centred, centred**2]
-    if stddev is not None:
-        z = error / stddev
-        columns += [0.5 * z**2 + np.log(stddev) + 0.5 * np.log(2.0 * np.pi)]
-        columns += [np.abs(z) <= half_width for half_width in _HALF_WIDTH.values()]
+    if marginals is not None:
+        columns += [-marginals.log_prob, marginals.crps]
+        columns += [np.abs(2.0 * marginals.pit - 1.0) <= level for level in COVERAGE.values()]
+        columns += [marginals.width, 1.0 - marginals.variance / parameter.prior.std**2]
     return np.stack(columns, axis=-1).astype(np.float64)
 
 
 def _from_means(parameter: Parameter, means: np.ndarray, spread: float) -> dict[str, np.ndarray]:
     """Metrics [...] from means of columns [..., K]; NaN where R² is not defined."""
-    mae, bias, square, first, second = np.moveaxis(means[..., :5], -1, 0)
+    mae, bias, square, first, second = np.moveaxis(means[..., :_NUM_POINT_COLUMNS], -1, 0)
     variance = second - first**2
     # A resample that repeats one example has no variance but for rounding.
     defined = (variance > 1e-12 * spread) & (parameter.period is None)
@@ -89,9 +127,10 @@ def _from_means(parameter: Parameter, means: np.ndarray, spread: float) -> dict[
         "bias": bias,
         "r2": np.where(defined, explained, np.nan),
     }
-    if means.shape[-1] > 5:
-        names = ("nll", "coverage_68", "coverage_95")
-        values.update(zip(names, np.moveaxis(means[..., 5:], -1, 0), strict=True))
+    if means.shape[-1] > _NUM_POINT_COLUMNS:
+        names = [name for name in TITLES if name not in _POINT]
+        further = np.moveaxis(means[..., _NUM_POINT_COLUMNS:], -1, 0)
+        values.update(zip(names, further, strict=True))
     return values
 
 
@@ -125,8 +164,8 @@ def _number(value: float) -> float | None:
 def compute_metrics(
     parameter: Parameter,
     truth: np.ndarray,
-    mean: np.ndarray,
-    stddev: np.ndarray | None = None,
+    predicted: np.ndarray,
+    marginals: Marginals | None = None,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -136,24 +175,26 @@ def compute_metrics(
     Args:
       parameter: what is predicted; angles are compared the shorter way round and have no R².
       truth: [N].
-      mean: predicted value [N].
-      stddev: predicted standard deviation [N], positive; None for point predictions.
+      predicted: point estimate [N].
+      marginals: what the posteriors say; None for point predictions.
       resamples: bootstrap resamples.
       seed: of the resampling; the same seed resamples the same examples, so that two models
         compare in pairs.
 
     Returns:
-      "mae", "rmse", "bias", "r2" and, with `stddev`, "nll", "coverage_68", "coverage_95": each
-      `{"value", "standard_error"}`, None where not defined.
+      "mae", "rmse", "bias", "r2" and, with `marginals`, the others of `TITLES`: each
+      `{"value", "standard_error"}`, None where not defined. The NLL is not if a truth is excluded.
     """
-    truth, mean = np.asarray(truth, np.float64), np.asarray(mean, np.float64)
-    stddev = None if stddev is None else np.asarray(stddev, np.float64)
-    if truth.ndim != 1 or mean.shape != truth.shape or np.shape(stddev) not in ((), truth.shape):
-        raise ValueError(f"shapes differ: {truth.shape}, {mean.shape}, {np.shape(stddev)}")
-    names = list(TITLES) if stddev is not None else ["mae", "rmse", "bias", "r2"]
+    truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
+    shape = None if marginals is None else marginals.pit.shape
+    if truth.ndim != 1 or predicted.shape != truth.shape or shape not in (None, truth.shape):
+        raise ValueError(f"shapes differ: {truth.shape}, {predicted.shape}, {shape}")
+    names = list(_POINT if marginals is None else TITLES)
     if not len(truth):
         return {name: {"value": None, "standard_error": None} for name in names}
-    columns = _columns(parameter, truth, mean, stddev)
+    columns = _columns(parameter, truth, predicted, marginals)
+    # A column with an infinity would spread NaN over the others.
+    columns[:, ~np.isfinite(columns).all(axis=0)] = np.nan
     spread = columns[:, 4].max()
     values = _from_means(parameter, columns.mean(axis=0), spread)
     if len(truth) > 1:
@@ -165,6 +206,14 @@ def compute_metrics(
         name: {"value": _number(values[name]), "standard_error": _number(errors[name])}
         for name in names
     }
+
+
+def estimate_mean(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """The mean of values [N] with its bootstrap standard error; None where not finite."""
+    value, error = float(np.mean(values)), np.nan
+    if np.isfinite(value) and len(values) > 1:
+        error = resampled_means(values[:, np.newaxis], resamples, seed).std(ddof=1)
+    return {"value": _number(value), "standard_error": _number(error)}
 
 
 def equal_edges(parameter: Parameter, num_bins: int = 8) -> np.ndarray:
@@ -194,8 +243,8 @@ def bin_indices(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def binned_metrics(
     parameter: Parameter,
     truth: np.ndarray,
-    mean: np.ndarray,
-    stddev: np.ndarray | None,
+    predicted: np.ndarray,
+    marginals: Marginals | None,
     by: np.ndarray,
     edges: np.ndarray,
     *,
@@ -205,10 +254,11 @@ def binned_metrics(
     """Metrics in bins of another quantity. R² is left out: it is not comparable between bins.
 
     Args:
-      parameter: as in `compute_metrics`, like `truth`, `mean`, `stddev`, `resamples`, `seed`.
+      parameter: as in `compute_metrics`, like `truth`, `predicted`, `marginals`, `resamples` and
+        `seed`.
       truth: [N].
-      mean: [N].
-      stddev: [N] or None.
+      predicted: [N].
+      marginals: of N, or None.
       by: the quantity to bin by [N].
       edges: edges of the bins in `by`, ascending [B + 1].
       resamples: bootstrap resamples, within each bin.
@@ -224,8 +274,8 @@ def binned_metrics(
         metrics = compute_metrics(
             parameter,
             truth[inside],
-            mean[inside],
-            None if stddev is None else stddev[inside],
+            predicted[inside],
+            None if marginals is None else marginals[inside],
             resamples=resamples,
             seed=seed,
         )

@@ -6,23 +6,25 @@ Ito's, which the colour-blind can tell apart.
 """
 
 import io
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 
+from dlens_tf.evaluation import calibration
 from dlens_tf.evaluation.metrics import (
     bin_indices,
     difference_unit,
     quantile_edges,
     residuals,
 )
-from dlens_tf.parameters import Parameter
+from dlens_tf.parameters import Parameter, ParameterSet
 
 MAX_ERROR_BARS = 400
 """Above this many points error bars would hide each other: points alone are drawn."""
@@ -253,60 +255,222 @@ def snr_bins_figure(rows: Sequence[tuple[str, str, Sequence[dict]]], parameter: 
     return figure
 
 
-def calibration_figure(
-    truth: np.ndarray, mean: np.ndarray, stddev: np.ndarray, parameter: Parameter
+def cost_figure(
+    curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    limits: Mapping[str, float],
+    targets: ParameterSet,
 ) -> Figure:
-    """Errors in units of the predicted deviation against the unit normal, and coverage.
+    """Validation error against training images, one panel for each parameter.
 
     Args:
-      truth: [N], N at least 1.
-      mean: [N].
-      stddev: [N].
+      curves: (images seen, MAE) by parameter and model.
+      limits: the information limit by parameter, where known.
+      targets: the parameters; their symbols and units label the axes.
+    """
+    figure, axes = _figure(5.6 * len(curves), 4.2, ncols=len(curves))
+    for axis, (name, rows) in zip(np.atleast_1d(axes), curves.items(), strict=True):
+        for model, (images, mae) in rows.items():
+            axis.plot(images, mae, marker=".", linewidth=1.2, label=model)
+        if name in limits:
+            axis.axhline(limits[name], color="black", linestyle="--", label="information limit")
+        axis.set(xscale="log", xlabel="training images seen")
+        axis.set_ylabel(_difference_label(targets[name], "validation MAE"))
+        _plain_log_axis(axis)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        _legend_above(axis, 2)
+    return figure
+
+
+def _percent(axis: Axes, which: str = "xy") -> None:
+    """Percentages on an axis of shares."""
+    for name in which:
+        getattr(axis, f"{name}axis").set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+
+
+def _state_lines(axis: Axes, x: np.ndarray, curves: Mapping[str, np.ndarray]) -> None:
+    """The curve as the model gives it and, if there is one, the recalibrated one."""
+    for state, y in curves.items():
+        axis.plot(x, y, label=STATES[state], **_state_style(state, len(curves) > 1))
+
+
+def _state_style(state: str, both: bool) -> dict:
+    """Blue for what counts; orange and dashed for what it was before recalibration."""
+    before = state == "before" and both
+    return {
+        "color": ORANGE if before else BLUE,
+        "linestyle": "--" if before else "-",
+        "linewidth": 1.6 if before else 2.0,
+    }
+
+
+STATES = {"before": "as the network says", "after": "recalibrated"}
+"""Posteriors before and after recalibration, in words."""
+
+
+def coverage_figure(states: Mapping[str, np.ndarray], parameter: Parameter) -> Figure:
+    """Shares of truths inside central intervals, and how far they are off, in percentage points.
+
+    Args:
+      states: PIT values [N] by "before" and, if recalibrated, "after".
       parameter: whose posterior.
     """
     figure, (left, right) = _figure(8.4, 4.0, ncols=2)
-    z = residuals(parameter, truth, mean) / stddev
-    limit = 4.0
-    outside = int(np.sum(np.abs(z) > limit))
-    bins = np.linspace(-limit, limit, int(np.clip(np.sqrt(len(z)), 8, 40)) + 1)
-    # Weights rather than density=True, which would forget the examples outside.
-    weights = np.full(len(z), 1.0 / (len(z) * (bins[1] - bins[0])))
-    left.hist(z, bins, weights=weights, color=BLUE, alpha=0.5, label="examples")
-    x = np.linspace(-limit, limit, 200)
-    normal = np.exp(-0.5 * x**2) / np.sqrt(2.0 * np.pi)
-    left.plot(x, normal, "-", color="black", linewidth=1.2, label="unit normal")
-    if outside:
-        left.plot([], [], " ", label=f"{outside} beyond ±{limit:g}")
-    left.set(
-        xlim=(-limit, limit),
-        xlabel=f"error of ${parameter.symbol}$ / predicted σ",
-        ylabel="probability density",
-    )
-    left.set_ylim(top=1.35 * left.get_ylim()[1])
+    levels = np.linspace(0.0, 1.0, 101)
+    curves = {state: calibration.coverage_curve(pit, levels) for state, pit in states.items()}
+    low, high = calibration.ecdf_band(len(next(iter(states.values()))), levels)
+    for axis, base, factor in ((left, 0.0, 1.0), (right, levels, 100.0)):
+        axis.fill_between(
+            levels,
+            factor * (low - base),
+            factor * (high - base),
+            color="#dddddd",
+            linewidth=0,
+            label="calibrated (95 %)",
+        )
+        axis.plot(levels, factor * (levels - base), "-", color="black", linewidth=0.8)
+        _state_lines(axis, levels, {k: factor * (curve - base) for k, curve in curves.items()})
+        axis.set(xlim=(0, 1), xlabel="probability of the central interval")
+        axis.set_xticks([0.0, 0.5, 0.68, 0.9])
+    left.set(ylim=(0, 1), ylabel=f"truths of ${parameter.symbol}$ inside", aspect="equal")
     left.legend(loc="upper left", frameon=False, fontsize=8)
+    _percent(left)
+    right.set(ylabel="inside minus expected [percentage points]")
+    _percent(right, "x")
+    return figure
 
-    level = np.linspace(0.0, 1.0, 101)
-    observed = np.sort([math.erf(abs(value) / math.sqrt(2.0)) for value in z])
-    inside = np.searchsorted(observed, level, side="right") / len(z)
-    spread = np.sqrt(level * (1.0 - level) / len(z))
-    right.fill_between(
-        level,
-        level - 2 * spread,
-        level + 2 * spread,
-        color="#dddddd",
-        linewidth=0,
-        label="ideal ± 2σ of chance",
+
+def pit_figure(states: Mapping[str, np.ndarray], parameter: Parameter) -> Figure:
+    """Histogram of PIT values, flat for calibrated posteriors.
+
+    Args:
+      states: PIT values [N] by "before" and, if recalibrated, "after".
+      parameter: whose posterior.
+    """
+    figure, axis = _figure(5.0, 4.0)
+    num = len(next(iter(states.values())))
+    counts = {state: calibration.counts(pit) for state, pit in states.items()}
+    _draw_histograms(axis, counts, num)
+    axis.set(xlabel=f"posterior probability below the true ${parameter.symbol}$")
+    _percent(axis, "x")
+    return figure
+
+
+def _draw_histograms(axis: Axes, counts: Mapping[str, np.ndarray], num: int) -> None:
+    """Histograms over [0, 1] relative to a flat one, with the band in which flat ones lie."""
+    bins = len(next(iter(counts.values())))
+    edges, flat = np.linspace(0.0, 1.0, bins + 1), num / bins
+    low, high = calibration.histogram_band(num, bins)
+    axis.fill_between(
+        [0, 1], low / flat, high / flat, color="#dddddd", lw=0, label="calibrated (95 %)"
     )
-    right.plot(level, level, "-", color="black", linewidth=1)
-    right.plot(level, inside, "-", color=BLUE, linewidth=1.8, label="examples")
-    right.set(
-        xlim=(0, 1),
-        ylim=(0, 1),
-        xlabel="probability of the central interval",
-        ylabel="fraction of truths inside",
-        aspect="equal",
+    axis.axhline(1.0, color="black", linewidth=0.8)
+    for state, values in counts.items():
+        style = _state_style(state, len(counts) > 1)
+        axis.stairs(values / flat, edges, label=STATES[state], **style)
+    axis.set(xlim=(0, 1), ylabel="examples per bin / expected")
+    axis.set_ylim(0.0, 1.08 * max(high / flat, *(np.max(v) / flat for v in counts.values())))
+    _legend_above(axis, 1 if len(counts) == 1 else 2)
+
+
+def sbc_figure(states: Mapping[str, np.ndarray], parameter: Parameter) -> Figure:
+    """Ranks of the truth among draws of the posterior: histogram, and distribution minus uniform.
+
+    Args:
+      states: ranks [N] among `calibration.NUM_SAMPLES` draws, by "before" and "after".
+      parameter: whose posterior.
+    """
+    figure, (left, right) = _figure(8.4, 4.0, ncols=2)
+    num = len(next(iter(states.values())))
+    possible = calibration.NUM_SAMPLES + 1
+    _draw_histograms(left, {k: calibration.rank_counts(rank) for k, rank in states.items()}, num)
+    left.set(xlabel=f"rank of the true ${parameter.symbol}$ among {possible - 1} draws")
+    left.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share * possible:.0f}"))
+    levels = np.arange(possible + 1) / possible
+    low, high = calibration.ecdf_band(num, levels)
+    right.fill_between(levels, low - levels, high - levels, color="#dddddd", linewidth=0)
+    right.axhline(0.0, color="black", linewidth=0.8)
+    # Rank r is at or below level (r + 1) / 100.
+    _state_lines(
+        right,
+        levels,
+        {k: calibration.ecdf((rank + 1) / possible, levels) - levels for k, rank in states.items()},
     )
-    right.legend(loc="upper left", frameon=False, fontsize=8)
+    right.set(xlim=(0, 1), xlabel="rank / number of ranks", ylabel="distribution minus uniform")
+    return figure
+
+
+def tarp_figure(states: Mapping[str, np.ndarray]) -> Figure:
+    """TARP's curve: expected coverage of regions around random points, jointly in all parameters.
+
+    Args:
+      states: what `calibration.tarp_fractions` gives [N], by "before" and "after".
+    """
+    figure, (left, right) = _figure(8.4, 4.0, ncols=2)
+    levels = np.linspace(0.0, 1.0, 101)
+    curves = {state: calibration.ecdf(values, levels) for state, values in states.items()}
+    low, high = calibration.ecdf_band(len(next(iter(states.values()))), levels)
+    for axis, base in ((left, 0.0), (right, levels)):
+        axis.fill_between(
+            levels,
+            low - base,
+            high - base,
+            color="#dddddd",
+            linewidth=0,
+            label="calibrated (95 %)",
+        )
+        axis.plot(levels, levels - base, "-", color="black", linewidth=0.8)
+        _state_lines(axis, levels, {state: curve - base for state, curve in curves.items()})
+        axis.set(xlim=(0, 1), xlabel="credibility level")
+        _percent(axis)
+    left.set(ylim=(0, 1), ylabel="expected coverage", aspect="equal")
+    left.legend(loc="upper left", frameon=False, fontsize=8)
+    right.set(ylabel="expected coverage minus level")
+    return figure
+
+
+def densities_figure(
+    values: np.ndarray,
+    density: np.ndarray,
+    quantiles: np.ndarray,
+    truth: np.ndarray,
+    parameter: Parameter,
+) -> Figure:
+    """Posterior densities of a few examples with their truth.
+
+    Args:
+      values: where the densities are given, ascending [V].
+      density: probability per unit [N, V].
+      quantiles: at 16, 50 and 84 %, [N, 3].
+      truth: [N].
+      parameter: its symbol and unit label the axes.
+    """
+    columns = min(4, len(truth))
+    rows = -(-len(truth) // columns)
+    figure, axes = _figure(
+        2.3 * columns + 0.4, 1.9 * rows + 0.5, nrows=rows, ncols=columns, squeeze=False, sharex=True
+    )
+    for i, axis in enumerate(axes.flat):
+        axis.set_yticks([])
+        axis.spines["left"].set_visible(False)
+        if i >= len(truth):
+            axis.set_visible(False)
+            continue
+        low, median, high = quantiles[i]
+        inside = (values >= low) & (values <= high)
+        axis.fill_between(values, density[i], where=inside, color=BLUE, alpha=0.25, linewidth=0)
+        axis.plot(values, density[i], color=BLUE, linewidth=1.5)
+        axis.axvline(median, color=BLUE, linewidth=1.0, linestyle=":")
+        axis.axvline(truth[i], color=RED, linewidth=1.5)
+        axis.set(xlim=_with_margin(*parameter.prior.support, 0.02), ylim=(0.0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+    figure.supxlabel(parameter.label, fontsize=10)
+    handles = [
+        Line2D([], [], color=BLUE, label="posterior density"),
+        Patch(facecolor=BLUE, alpha=0.25, label="central 68 %"),
+        Line2D([], [], color=BLUE, linestyle=":", label="median"),
+        Line2D([], [], color=RED, label="truth"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 

@@ -6,18 +6,28 @@ paper. Every text is escaped: names may come from files.
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
 
-from dlens_tf.evaluation.metrics import MEANINGS, TITLES, Estimate
+from dlens_tf.evaluation.metrics import COVERAGE, MEANINGS, TITLES, Estimate
+from dlens_tf.evaluation.plots import STATES
 from dlens_tf.io.files import atomic_write
 from dlens_tf.training.run_folder import write_json
 
-UNITLESS = ("r2", "nll", "coverage_68", "coverage_95")
+UNITLESS = ("r2", "nll", *COVERAGE, "contraction")
+COMPARED = ("mae", "rmse", "bias", "r2", "nll", "crps", "coverage_68", "coverage_95")
+"""Metrics in tables of predictors."""
+BINNED = ("mae", "bias", "nll", "crps", *COVERAGE)
+"""Metrics in tables of bins."""
+CALIBRATION = (*COVERAGE, "nll", "crps", "width_68", "contraction")
+"""Metrics in tables before and after recalibration."""
+TESTS = {"ks": ("pit", "ks"), "chi2": ("pit", "chi2"), "sbc": ("sbc", "chi2")}
+"""Where the p-values of a parameter's calibration are."""
+TEST_TITLES = {"ks": "p (PIT, KS)", "chi2": "p (PIT, χ²)", "sbc": "p (SBC, χ²)"}
 
 
 def format_estimate(estimate: Estimate | None) -> str:
@@ -48,9 +58,54 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def metric_names(metrics: Mapping[str, Estimate]) -> list[str]:
-    """The metrics present, in the order of tables."""
-    return [name for name in TITLES if name in metrics]
+def metric_names(metrics: Mapping[str, Estimate], names: Sequence[str] = COMPARED) -> list[str]:
+    """Those of the metrics `names` that are present, in the order of tables."""
+    return [name for name in TITLES if name in metrics and name in names]
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width; those that say nothing below their title are left out."""
+    keep = [i for i in range(len(lines[0])) if any(line[i] != "–" for line in lines[1:])]
+    widths = {i: max(len(line[i]) for line in lines) for i in keep}
+    return "\n".join(
+        "  ".join(
+            line[i].rjust(widths[i]) if i else line[i].ljust(widths[i]) for i in keep
+        ).rstrip()
+        for line in lines
+    )
+
+
+def format_p_value(value: float) -> str:
+    """Two digits, or that it is small."""
+    return f"{value:.2g}" if value >= 1e-4 else "<0.0001"
+
+
+def calibration_rows(
+    states: Mapping[str, Any], metrics: Sequence[str]
+) -> list[tuple[str, list[str]]]:
+    """Cells of the table of one parameter's calibration: metrics, then p-values, by state."""
+    return [
+        (
+            STATES[state],
+            [format_estimate(entry["metrics"][name]) for name in metrics]
+            + [format_p_value(entry[key][test]["p_value"]) for key, test in TESTS.values()],
+        )
+        for state, entry in states.items()
+        if entry is not None
+    ]
+
+
+def calibration_table(result: Mapping[str, Any]) -> str:
+    """The calibration of each parameter for the terminal; "" for point estimates."""
+    blocks = []
+    for name, entry in result["parameters"].items():
+        if entry["calibration"] is None:
+            continue
+        unit = f" [{entry['difference_unit']}]" if entry["difference_unit"] else ""
+        header = [name + unit, *(TITLES[m] for m in CALIBRATION), *TEST_TITLES.values()]
+        rows = calibration_rows(entry["calibration"], CALIBRATION)
+        blocks.append(_aligned([header, *([state, *cells] for state, cells in rows)]))
+    return "\n\n".join(blocks)
 
 
 def text_table(result: Mapping[str, Any]) -> str:
@@ -64,17 +119,7 @@ def text_table(result: Mapping[str, Any]) -> str:
         for row in entry["rows"]:
             first, *others = (format_estimate(row["metrics"].get(m)) for m in metrics)
             lines.append([row["name"], first, format_estimate(row["mae_over_limit"]), *others])
-        # Columns that say nothing for this parameter are left out.
-        keep = [i for i in range(len(lines[0])) if any(line[i] != "–" for line in lines[1:])]
-        widths = {i: max(len(line[i]) for line in lines) for i in keep}
-        blocks.append(
-            "\n".join(
-                "  ".join(
-                    line[i].rjust(widths[i]) if i else line[i].ljust(widths[i]) for i in keep
-                ).rstrip()
-                for line in lines
-            )
-        )
+        blocks.append(_aligned(lines))
     return "\n\n".join(blocks)
 
 
@@ -92,10 +137,10 @@ def render_html(result: Mapping[str, Any], figures: Mapping[str, Mapping[str, by
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["estimate"] = format_estimate
+    environment.filters |= {"estimate": format_estimate, "p_value": format_p_value}
     inlined = {
         name: [
-            (PLOT_CAPTIONS[plot], base64.b64encode(png).decode("ascii"))
+            (plot, PLOT_CAPTIONS[plot], base64.b64encode(png).decode("ascii"))
             for plot, png in plots.items()
         ]
         for name, plots in figures.items()
@@ -107,6 +152,12 @@ def render_html(result: Mapping[str, Any], figures: Mapping[str, Mapping[str, by
         meanings=MEANINGS,
         unitless=UNITLESS,
         metric_names=metric_names,
+        binned=BINNED,
+        calibration=CALIBRATION,
+        calibration_rows=calibration_rows,
+        test_titles=TEST_TITLES,
+        states=STATES,
+        wide_plots=WIDE_PLOTS,
     )
 
 
@@ -115,11 +166,20 @@ PLOT_CAPTIONS = {
     "residuals": "Error (predicted minus true) against the true value.",
     "by_truth": "Mean absolute error by true value; vertical strokes are standard errors.",
     "by_snr": "Mean absolute error by signal-to-noise; vertical strokes are standard errors.",
-    "calibration": "Calibration: errors in units of the predicted deviation against the unit "
-    "normal (left); fraction of truths inside central intervals (right).",
+    "pit": "Probability integral transform: flat if calibrated, a U if over-confident, a hump if "
+    "under-confident, sloped if biased.",
+    "calibration": "Coverage: share of truths inside central intervals (left), and by how many "
+    "percentage points it is off (right).",
+    "sbc": "Simulation-based calibration: ranks of the truth among draws of the posterior (left), "
+    "and their distribution minus the uniform one (right).",
+    "tarp": "TARP: coverage of regions around random points, in all parameters together.",
+    "densities": "Posteriors of eight images, from low to high true values.",
     "images": "The best, most typical and worst predicted images, in arcsinh stretch.",
 }
-"""Plots of a parameter, in the order of the report."""
+"""Plots of a parameter, in the order of the report; "tarp" is of all parameters together."""
+
+WIDE_PLOTS = ("calibration", "sbc", "tarp", "densities", "images")
+"""Those that have a row of the page for themselves."""
 
 
 def write_report(

@@ -4,25 +4,27 @@
         saved_model.pb, variables/
         assets.extra/dlens_manifest.json
         assets.extra/tf_serving_warmup_requests
+    <base>/README.md    the model card, of a published model
 
 Needs no TensorFlow, so that input can be checked before a model is loaded.
 """
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from dlens_tf.errors import UserError
 from dlens_tf.io.contract import ImageContract
+from dlens_tf.io.files import file_checksum
 from dlens_tf.parameters import ParameterSet
 
 SAVED_MODEL = "saved_model.pb"
 EXTRA = "assets.extra"
 MANIFEST = "dlens_manifest.json"
 WARMUP_REQUESTS = "tf_serving_warmup_requests"
-MANIFEST_FORMAT = 1
+CARD = "README.md"
+MANIFEST_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Manifest:
     Attributes:
       parameters: the inferred parameters with their priors, in the order of the outputs.
       quantile_levels: levels of the output `quantiles`; empty for a point head.
+      head: {"kind": …, **options}, as `Posterior.from_outputs` takes it.
+      recalibration: maps that the served quantiles, means and deviations went through, None
+        without; see `evaluation.recalibration`. The output `density` is as the network gives it.
       image: what the model asks of an image.
       instrument: name of the instrument it was trained for.
       recipe: name of the simulation recipe.
@@ -46,6 +51,8 @@ class Manifest:
 
     parameters: ParameterSet
     quantile_levels: tuple[float, ...]
+    head: dict[str, Any]
+    recalibration: dict[str, Any] | None
     image: ImageContract
     instrument: str
     recipe: str
@@ -121,12 +128,6 @@ class Manifest:
                     f"{path} is damaged (its sha256 differs from the manifest's); copy the "
                     "bundle again, or export it again"
                 )
-
-
-def file_checksum(path: Path) -> str:
-    """The file's sha256, hexadecimal."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def versions(base: Path) -> dict[int, Path]:

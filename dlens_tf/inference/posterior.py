@@ -1,16 +1,24 @@
-"""Posteriors over the inferred parameters, in physical units. NumPy and SciPy only."""
+"""Posteriors over the inferred parameters, in physical units.
 
-from collections.abc import Sequence
+One interface, whatever the head: a subclass says how its marginals and joint law are computed.
+Importing this module needs no TensorFlow; a posterior made of a model's density uses Keras.
+
+Example:
+    >>> posterior = Posterior.from_outputs(targets, head.density_config, outputs)
+    >>> posterior.median, posterior.interval(0.68)               # [N, P], [N, P, 2]
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from scipy import special
 
 from dlens_tf.errors import UserError
 from dlens_tf.io.catalogues import Column
 from dlens_tf.parameters import ParameterSet
+from dlens_tf.quantiles import QUANTILE_LEVELS
 
-QUANTILE_LEVELS = (0.025, 0.16, 0.5, 0.84, 0.975)
-"""Levels that served models and catalogues give: the median, and about one and two sigma."""
+_VALUES_AT_ONCE = 4_000_000  # numbers held at a time; 32 MB in each of a few arrays
 
 
 def _digits(level: float) -> str:
@@ -19,7 +27,12 @@ def _digits(level: float) -> str:
 
 
 class Posterior:
-    """Independent Gaussian marginals of P parameters for each of N images.
+    """Posteriors of P parameters for each of N images.
+
+    A subclass sets the attributes and computes `quantiles`, `cdf`, `log_prob`, `joint_log_prob`,
+    `samples` and `select`; the rest follows from them.
+
+    Marginal means: of one parameter by itself, over all values of the others.
 
     Attributes:
       parameters: the P parameters, in order.
@@ -27,29 +40,38 @@ class Posterior:
       stddev: posterior standard deviations, float64 [N, P], or None for a point estimate.
     """
 
-    def __init__(
-        self, parameters: ParameterSet, mean: np.ndarray, stddev: np.ndarray | None = None
-    ):
-        self.parameters = parameters
-        self.mean = np.asarray(mean, dtype=np.float64)
-        self.stddev = None if stddev is None else np.asarray(stddev, dtype=np.float64)
-        if self.mean.ndim != 2 or self.mean.shape[1] != len(parameters):
-            raise ValueError(f"mean has shape {self.mean.shape}, expected [N, {len(parameters)}]")
-        if self.stddev is not None and self.stddev.shape != self.mean.shape:
-            raise ValueError(f"stddev has shape {self.stddev.shape}, mean has {self.mean.shape}")
-        if self.stddev is not None and not (self.stddev > 0.0).all():
-            raise ValueError("standard deviations must be positive")
+    parameters: ParameterSet
+    mean: np.ndarray
+    stddev: np.ndarray | None
+
+    @staticmethod
+    def from_outputs(
+        parameters: ParameterSet, head: Mapping[str, Any], outputs: Mapping[str, np.ndarray]
+    ) -> "Posterior":
+        """The posterior that a model's outputs tell.
+
+        Args:
+          parameters: the P parameters, in the order of the outputs.
+          head: the head's `density_config`: {"kind": …, **options}.
+          outputs: arrays [N, …] by name, as the head gives them.
+
+        Raises:
+          UserError: if the head is unknown, or its outputs are not all there.
+        """
+        if head["kind"] == "point":
+            return PointPosterior(parameters, outputs["mean"])
+        for name in ("mean", "stddev", "density"):
+            if name not in outputs:
+                raise UserError(f"outputs of a {head['kind']} head lack '{name}'")
+        return DensityPosterior(parameters, head, outputs)
 
     def __len__(self) -> int:
         return len(self.mean)
 
-    def _width(self) -> np.ndarray:
-        if self.stddev is None:
-            raise UserError(
-                "this model gives point estimates without an uncertainty; train with a Gaussian "
-                "head for quantiles, samples and densities"
-            )
-        return self.stddev
+    @property
+    def median(self) -> np.ndarray:
+        """Posterior medians, float64 [N, P]."""
+        return self.quantiles([0.5])[..., 0]
 
     def quantiles(self, levels: Sequence[float] = QUANTILE_LEVELS) -> np.ndarray:
         """Marginal quantiles.
@@ -63,11 +85,7 @@ class Posterior:
         Raises:
           UserError: if a level is out of range, or the model gives point estimates.
         """
-        levels = np.asarray(levels, dtype=np.float64)
-        if not ((levels > 0.0) & (levels < 1.0)).all():
-            raise UserError(f"quantile levels must lie between 0 and 1: {levels.tolist()}")
-        width = self._width()[..., np.newaxis]
-        return self.mean[..., np.newaxis] + width * special.ndtri(levels)
+        raise NotImplementedError
 
     def interval(self, level: float = 0.68) -> np.ndarray:
         """Equal-tailed credible intervals, low and high end.
@@ -83,23 +101,22 @@ class Posterior:
         """
         return self.quantiles([0.5 - 0.5 * level, 0.5 + 0.5 * level])
 
-    def samples(self, num_samples: int, seed: int) -> np.ndarray:
-        """Draws from the posterior.
+    def cdf(self, values: np.ndarray) -> np.ndarray:
+        """Marginal probabilities of a smaller value; at the truth, the PIT.
+
+        Args:
+          values: parameter values, broadcast to [..., N, P].
 
         Returns:
-          float64 [num_samples, N, P]; the same for the same seed.
+          float64 [..., N, P].
 
         Raises:
           UserError: if the model gives point estimates.
         """
-        width = self._width()
-        noise = np.random.default_rng(seed).standard_normal((num_samples, *self.mean.shape))
-        return self.mean + width * noise
+        raise NotImplementedError
 
     def log_prob(self, values: np.ndarray) -> np.ndarray:
-        """Natural logarithm of the marginal densities.
-
-        The marginals are independent: the sum over the last axis is the joint log-density.
+        """Natural logarithms of the marginal densities; -inf outside the prior's support.
 
         Args:
           values: parameter values, broadcast to [..., N, P].
@@ -110,9 +127,36 @@ class Posterior:
         Raises:
           UserError: if the model gives point estimates.
         """
-        width = self._width()
-        residual = (np.asarray(values, dtype=np.float64) - self.mean) / width
-        return -0.5 * residual**2 - np.log(width) - 0.5 * np.log(2.0 * np.pi)
+        raise NotImplementedError
+
+    def joint_log_prob(self, values: np.ndarray) -> np.ndarray:
+        """Natural logarithm of the joint density; -inf outside the prior's support.
+
+        Args:
+          values: parameter values, broadcast to [..., N, P].
+
+        Returns:
+          float64 [..., N], the density per product of the parameters' units.
+
+        Raises:
+          UserError: if the model gives point estimates.
+        """
+        raise NotImplementedError
+
+    def samples(self, num_samples: int, seed: int) -> np.ndarray:
+        """Draws from the joint posterior.
+
+        Returns:
+          float64 [num_samples, N, P]; the same for the same seed.
+
+        Raises:
+          UserError: if the model gives point estimates.
+        """
+        raise NotImplementedError
+
+    def select(self, rows) -> "Posterior":
+        """The posteriors of some of the images; `rows` indexes an array's first axis."""
+        raise NotImplementedError
 
     def columns(self) -> list[Column]:
         """Columns for a catalogue, float32 as the models give them.
@@ -120,7 +164,7 @@ class Posterior:
         For each parameter <name>_mean and, unless it is a point estimate, <name>_stddev and the
         quantiles at `QUANTILE_LEVELS`: <name>_q025, _q16, _q50, _q84, _q975.
         """
-        quantiles = None if self.stddev is None else self.quantiles()
+        quantiles = None if self.stddev is None else self.quantiles(QUANTILE_LEVELS)
         columns = []
         for p, parameter in enumerate(self.parameters):
             name, unit = parameter.name, parameter.unit
@@ -145,3 +189,135 @@ class Posterior:
                 text += f" ± {self.stddev[index, column]:.3f}"
             parts.append(f"{text} {parameter.unit}".rstrip())
         return ", ".join(parts)
+
+
+class PointPosterior(Posterior):
+    """Point estimates, which have no width: whatever needs one raises a `UserError`.
+
+    Args:
+      parameters: P parameters.
+      mean: the estimates, [N, P].
+    """
+
+    def __init__(self, parameters: ParameterSet, mean: np.ndarray):
+        self.parameters = parameters
+        self.mean = _checked("mean", mean, (len(mean), len(parameters)))
+        self.stddev = None
+
+    def _refuse(self, *_, **__):
+        raise UserError(
+            "this model gives point estimates without an uncertainty; train with another --head "
+            "for quantiles, samples and densities"
+        )
+
+    quantiles = cdf = log_prob = joint_log_prob = samples = _refuse
+
+    def select(self, rows) -> "PointPosterior":
+        return PointPosterior(self.parameters, self.mean[rows])
+
+
+class DensityPosterior(Posterior):
+    """Posteriors of a family of `models.densities`, computed in float64.
+
+    Args:
+      parameters: P parameters with priors; each posterior lives on its prior's support.
+      head: {"kind": one of `densities.DENSITIES`, **its options}.
+      outputs: "mean" and "stddev" [N, P] and "density" [N, D], as the head gives them.
+
+    Raises:
+      UserError: if the family is unknown.
+    """
+
+    def __init__(
+        self,
+        parameters: ParameterSet,
+        head: Mapping[str, Any],
+        outputs: Mapping[str, np.ndarray],
+    ):
+        from dlens_tf.models.densities import make_density
+
+        self.parameters = parameters
+        self._head = dict(head)
+        self._density = make_density(head, len(parameters))
+        shape = (len(outputs["mean"]), len(parameters))
+        self.mean = _checked("mean", outputs["mean"], shape)
+        self.stddev = _checked("stddev", outputs["stddev"], shape)
+        if not (self.stddev > 0.0).all():
+            raise ValueError("standard deviations must be positive")
+        self._numbers = _checked(
+            "density", outputs["density"], (shape[0], self._density.num_numbers)
+        )
+        self._low, self._high = parameters.supports.T
+        self._width = self._high - self._low
+
+    def _to_unit(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values as fractions of the support, [..., N, P], and whether they are inside."""
+        values = np.asarray(values, dtype=np.float64)
+        values = np.broadcast_to(values, np.broadcast_shapes(values.shape, self.mean.shape))
+        x = (values - self._low) / self._width
+        return x, (values >= self._low) & (values <= self._high)
+
+    def _ask(self, question: Callable, values: np.ndarray, axis: int) -> np.ndarray:
+        """Asks the density some images at a time, so that memory has a bound.
+
+        Args:
+          question: takes numbers [n, D] and values [..., n, K]; returns a tensor.
+          values: [..., N, K].
+          axis: of the images in the answer.
+        """
+        from keras import ops
+
+        size = values.size // max(1, len(self)) * self._density.cost
+        step = max(1, _VALUES_AT_ONCE // max(1, size + self._density.cost_per_image))
+        parts = [
+            ops.convert_to_numpy(
+                question(
+                    ops.convert_to_tensor(self._numbers[i : i + step]),
+                    ops.convert_to_tensor(values[..., i : i + step, :]),
+                )
+            )
+            for i in range(0, max(1, len(self)), step)
+        ]
+        return np.concatenate(parts, axis=axis)
+
+    def quantiles(self, levels: Sequence[float] = QUANTILE_LEVELS) -> np.ndarray:
+        levels = np.asarray(levels, dtype=np.float64)
+        if not ((levels > 0.0) & (levels < 1.0)).all():
+            raise UserError(f"quantile levels must lie between 0 and 1: {levels.tolist()}")
+        u = np.broadcast_to(levels[:, np.newaxis, np.newaxis], (len(levels), *self.mean.shape))
+        x = np.moveaxis(self._ask(self._density.icdf, u, axis=-2), 0, -1)
+        low, width = self._low[:, np.newaxis], self._width[:, np.newaxis]
+        return np.clip(low + width * x, low, low + width)
+
+    def cdf(self, values: np.ndarray) -> np.ndarray:
+        x, _ = self._to_unit(values)
+        return self._ask(self._density.cdf, np.clip(x, 0.0, 1.0), axis=-2)
+
+    def log_prob(self, values: np.ndarray) -> np.ndarray:
+        x, is_inside = self._to_unit(values)
+        log_prob = self._ask(self._density.log_prob, np.clip(x, 0.0, 1.0), axis=-2)
+        return np.where(is_inside, log_prob - np.log(self._width), -np.inf)
+
+    def joint_log_prob(self, values: np.ndarray) -> np.ndarray:
+        x, is_inside = self._to_unit(values)
+        log_prob = self._ask(self._density.joint_log_prob, np.clip(x, 0.0, 1.0), axis=-1)
+        return np.where(is_inside.all(axis=-1), log_prob - np.log(self._width).sum(), -np.inf)
+
+    def samples(self, num_samples: int, seed: int) -> np.ndarray:
+        shape = (num_samples, len(self), self._density.num_uniforms)
+        uniforms = np.random.default_rng(seed).random(shape)
+        x = self._ask(self._density.sample, uniforms, axis=-2)
+        return np.clip(self._low + self._width * x, self._low, self._high)
+
+    def select(self, rows) -> "DensityPosterior":
+        outputs = {"mean": self.mean, "stddev": self.stddev, "density": self._numbers}
+        outputs = {name: values[rows] for name, values in outputs.items()}
+        return DensityPosterior(self.parameters, self._head, outputs)
+
+
+def _checked(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Values as float64; raises a ValueError unless they have the shape."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.shape != shape:
+        raise ValueError(f"{name} has shape {values.shape}, expected {shape}")
+    return values

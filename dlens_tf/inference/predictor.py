@@ -13,10 +13,11 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from dlens_tf.errors import UserError
-from dlens_tf.inference.bundle import Manifest, find_bundle
+from dlens_tf.evaluation.recalibration import RecalibratedPosterior, Recalibration
+from dlens_tf.inference.bundle import CARD, Manifest, find_bundle
 from dlens_tf.inference.posterior import Posterior
 
-SIGNATURE = "serving_default"
+SIGNATURE = "serve_density"
 
 
 class Predictor:
@@ -33,6 +34,8 @@ class Predictor:
         # The signature holds no reference to its variables: they live as long as this object.
         self._saved_model = saved_model
         self._signature = saved_model.signatures[SIGNATURE]
+        maps = manifest.recalibration
+        self._recalibration = None if maps is None else Recalibration.from_dict(maps)
 
     @classmethod
     def load(cls, path: str | Path) -> "Predictor":
@@ -48,6 +51,18 @@ class Predictor:
         manifest = Manifest.read(bundle)
         manifest.verify(bundle)
         return cls(bundle, manifest, tf.saved_model.load(str(bundle)))
+
+    @property
+    def card(self) -> str:
+        """The model card that lies beside the bundle, Markdown.
+
+        Raises:
+          UserError: if there is none, as with a model that was exported but not published.
+        """
+        path = self.bundle.parent / CARD
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; tools/publish.py writes a model card")
+        return path.read_text(encoding="utf-8")
 
     def predict(
         self,
@@ -82,18 +97,20 @@ class Predictor:
                 _check_outputs(outputs, start, names)
                 batches.append(outputs)
                 bar.update(len(batch))
-        mean = np.concatenate([b["mean"] for b in batches])
-        stddev = np.concatenate([b["stddev"] for b in batches]) if "stddev" in batches[0] else None
-        return Posterior(self.manifest.parameters, mean, stddev)
+        outputs = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+        posterior = Posterior.from_outputs(self.manifest.parameters, self.manifest.head, outputs)
+        if self._recalibration is None:
+            return posterior
+        return RecalibratedPosterior(posterior, self._recalibration)
 
 
 def _check_outputs(outputs: dict[str, np.ndarray], start: int, names: Sequence[str] | None) -> None:
     """Raises a `UserError` naming the first image whose posterior is none."""
-    for output in ("mean", "stddev"):
+    for output in ("mean", "stddev", "density"):
         values = outputs.get(output)
         if values is None:
             continue
-        good = np.isfinite(values) if output == "mean" else np.isfinite(values) & (values > 0.0)
+        good = np.isfinite(values) & (values > 0.0 if output == "stddev" else True)
         if not good.all():
             row = int(np.argmin(good.all(axis=-1)))
             name = f"image {start + row}" if names is None else names[start + row]

@@ -1,7 +1,8 @@
-"""What reading and writing files share: patterns, readable checks, atomic writes."""
+"""What reading and writing files share: patterns, checks, checksums, atomic writes."""
 
 import contextlib
 import glob
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -49,6 +50,12 @@ def check_readable(path: Path) -> None:
         raise UserError(f"{path}: no such file") from error
     except OSError as error:
         raise UserError(f"{path}: {one_line(error)}") from error
+
+
+def file_checksum(path: Path) -> str:
+    """The file's sha256, hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_writable(path: Path) -> None:

@@ -7,14 +7,20 @@ Example:
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+from keras import layers
 
 from dlens_tf.errors import UserError, choose
+from dlens_tf.models.convnext import convnext
+from dlens_tf.models.evidence import evidence_features
 from dlens_tf.models.heads import HEADS
+from dlens_tf.models.hybrid import hybrid_network
+from dlens_tf.models.lens_fit import OUTPUTS, LensFit, TemplateStart
+from dlens_tf.models.polar import PolarResample
 from dlens_tf.models.resnet import residual_cnn
 from dlens_tf.models.smooth_lens import SmoothLensResidual
 from dlens_tf.models.stretch import FluxStretch
@@ -25,6 +31,8 @@ from dlens_tf.simulation.recipes import Recipe
 BACKBONES: dict[str, Callable[..., keras.KerasTensor]] = {
     "resnet": residual_cnn,
     "vit": vision_transformer,
+    "convnext": convnext,
+    "hybrid": hybrid_network,
 }
 
 
@@ -33,12 +41,16 @@ class ModelSpec:
     """What a model is made of; JSON-ready through `dataclasses.asdict`.
 
     Attributes:
-      backbone: "resnet" or "vit".
+      backbone: one of `BACKBONES`.
       options: keyword arguments of the backbone.
-      head: "point" or "gaussian".
+      head: one of `HEADS`.
       loss: one of the head's losses.
-      front_end: "flux" (arcsinh stretch) or "smooth_residual" (fitted smooth lens).
-      front_end_options: keyword arguments of the smooth_residual front end (crop, binning).
+      front_end: one of `FRONT_ENDS`.
+      front_end_options: keyword arguments of the front end: of smooth_residual (crop, binning), of
+        lens_fit those of `LensFit.for_recipe`.
+      polar: keyword arguments of `PolarResample`, which then stands between front end and
+        backbone; None leaves the pixels as they are.
+      head_options: keyword arguments of the head's density.
     """
 
     backbone: str = "resnet"
@@ -47,20 +59,100 @@ class ModelSpec:
     loss: str = "nll"
     front_end: str = "flux"
     front_end_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    polar: Mapping[str, Any] | None = None
+    head_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _front_end(spec: ModelSpec, recipe: Recipe, sample_images: np.ndarray) -> keras.layers.Layer:
-    match choose("front end", spec.front_end, ["flux", "smooth_residual"]):
+FRONT_ENDS = ("flux", "smooth_residual", "lens_fit")
+"""flux: the stretched image. smooth_residual: the residual against a fitted source of a fixed lens.
+lens_fit: the residual against a fitted lens and source, with the evidence for a vortex in it."""
+
+NO_BACKBONE = "none"
+"""Backbone that looks at no picture, only at the evidence and facts of lens_fit."""
+
+
+def _front_end(
+    spec: ModelSpec,
+    recipe: Recipe,
+    sample_images: np.ndarray,
+    start: keras.Model | None,
+    image: keras.KerasTensor,
+) -> tuple[keras.KerasTensor, list[keras.KerasTensor]]:
+    """Pictures [N, S, S, C] and further features, each [N, F], of images."""
+    match choose("front end", spec.front_end, FRONT_ENDS):
         case "flux":
-            return FluxStretch.fitted(sample_images, name="stretch")
-        case _:
-            return SmoothLensResidual.for_recipe(
+            return FluxStretch.fitted(sample_images, name="stretch")(image), []
+        case "smooth_residual":
+            layer = SmoothLensResidual.for_recipe(
                 recipe, name="smooth_residual", **spec.front_end_options
             )
+            return layer(image), []
+        case _:
+            layer = LensFit.for_recipe(recipe, name=FITTED, **spec.front_end_options)
+            if start is None:
+                values = TemplateStart.for_fit(layer, name="start")(image)
+            else:
+                values = start(image)
+            parts = layer(image, values)
+            return parts["pictures"], [evidence_features(parts["evidence"]), parts["facts"]]
+
+
+FITTED = "lens_fit"
+"""Name of the `LensFit` layer."""
+
+
+def split_at_fit(model: keras.Model) -> tuple[keras.Model, Callable[..., dict]]:
+    """A model with a `LensFit` in two: what no training changes, and the network behind it.
+
+    Args:
+      model: from images to a head's outputs.
+
+    Returns:
+      A model from images to the fit's outputs, by name; and a function of these (and of
+      `training`) that gives the head's outputs. They share the model's weights.
+    """
+    parts = list(model.get_layer(FITTED).output)
+    network = keras.Model(parts, model.output)
+
+    def behind(outputs: Mapping, training: bool = False) -> dict:
+        return network([outputs[name] for name in OUTPUTS], training=training)
+
+    return keras.Model(model.input, dict(zip(OUTPUTS, parts, strict=True))), behind
+
+
+def start_network(model: keras.Model, names: Sequence[str], targets: Sequence[str]) -> keras.Model:
+    """A trained regressor of a lens's parameters as a frozen network that a fit starts from.
+
+    Args:
+      model: from images to a head's outputs.
+      names: what is to be fitted, in order.
+      targets: what the model predicts, in order.
+
+    Returns:
+      A model from images to values [N, K].
+
+    Raises:
+      UserError: if the model lacks a parameter that is to be fitted.
+    """
+    missing = [name for name in names if name not in targets]
+    if missing:
+        raise UserError(
+            f"the network to start from predicts no {', '.join(missing)}; train it with "
+            f"--targets={','.join(names)}"
+        )
+    order = [list(targets).index(name) for name in names]
+    values = keras.ops.take(model.output["mean"], np.array(order, np.int32), axis=1)
+    network = keras.Model(model.input, values, name="start")
+    network.trainable = False
+    return network
 
 
 def build_model(
-    spec: ModelSpec, recipe: Recipe, targets: ParameterSet, sample_images: np.ndarray
+    spec: ModelSpec,
+    recipe: Recipe,
+    targets: ParameterSet,
+    sample_images: np.ndarray,
+    start: keras.Model | None = None,
 ) -> keras.Model:
     """Builds a model.
 
@@ -69,6 +161,8 @@ def build_model(
       recipe: image shape and, for the smooth_residual front end, the macro-model.
       targets: parameters to infer, in the order of the outputs.
       sample_images: training images [N, H, W, C] that the flux front end is fitted to.
+      start: network that lens_fit starts from, see `start_network`; None for templates, where
+        only the source's position and the exposure are free.
 
     Returns:
       A model from `image` float32 [N, H, W, C] in raw flux to the head's dict of [N, P].
@@ -76,12 +170,33 @@ def build_model(
     Raises:
       UserError: if a part is unknown or does not fit the recipe or the other parts.
     """
-    backbone = BACKBONES[choose("backbone", spec.backbone, BACKBONES)]
-    head = HEADS[choose("head", spec.head, HEADS)].for_targets(targets, spec.loss, name="head")
+    choose("backbone", spec.backbone, [*BACKBONES, NO_BACKBONE])
+    if spec.backbone == NO_BACKBONE and spec.front_end != "lens_fit":
+        raise UserError("backbone 'none' needs --front_end=lens_fit, it looks at no picture")
+    head = HEADS[choose("head", spec.head, HEADS)].for_targets(
+        targets, spec.loss, name="head", **spec.head_options
+    )
     image = keras.Input(recipe.image_shape, name="image")
     try:
-        features = backbone(_front_end(spec, recipe, sample_images)(image), **spec.options)
+        pictures, features = _front_end(spec, recipe, sample_images, start, image)
+        if spec.polar is not None:
+            pictures = PolarResample(**spec.polar, name="polar")(pictures)
+        if spec.backbone != NO_BACKBONE:
+            features = [BACKBONES[spec.backbone](pictures, **spec.options), *features]
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"backbone '{spec.backbone}' can't be built: {reason}") from error
-    return keras.Model(image, head(features), name=f"dlens_{spec.backbone}")
+    return keras.Model(image, head(_joined(features)), name=f"dlens_{spec.backbone}")
+
+
+def _joined(features: list[keras.KerasTensor]) -> keras.KerasTensor:
+    """Features of several kinds as one [N, F], after a perceptron that weighs them together."""
+    if len(features) == 1:
+        return features[0]
+    x = layers.Concatenate(name="features")(features)
+    for i in range(2):
+        x = layers.Dense(_JOINED_UNITS, activation="relu", name=f"joined{i}")(x)
+    return x
+
+
+_JOINED_UNITS = 192

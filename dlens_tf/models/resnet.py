@@ -4,15 +4,16 @@ import keras
 from keras import layers
 
 
-def _norm_act(x, name: str):
+def norm_act(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    """Group normalisation and ReLU."""
     groups = min(8, x.shape[-1])
     x = layers.GroupNormalization(groups=groups, name=f"{name}_norm")(x)
     return layers.Activation("relu", name=f"{name}_relu")(x)
 
 
-def _block(x, width: int, stride: int, name: str):
-    """Two 3×3 convolutions around a shortcut."""
-    y = _norm_act(x, f"{name}_1")
+def residual_block(x: keras.KerasTensor, width: int, stride: int, name: str) -> keras.KerasTensor:
+    """Two 3×3 convolutions beside a shortcut, to `width` channels."""
+    y = norm_act(x, f"{name}_1")
     shortcut = x
     if stride > 1 or x.shape[-1] != width:
         shortcut = layers.Conv2D(width, 1, strides=stride, use_bias=False, name=f"{name}_shortcut")(
@@ -21,7 +22,7 @@ def _block(x, width: int, stride: int, name: str):
     y = layers.Conv2D(
         width, 3, strides=stride, padding="same", use_bias=False, name=f"{name}_conv1"
     )(y)
-    y = _norm_act(y, f"{name}_2")
+    y = norm_act(y, f"{name}_2")
     y = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"{name}_conv2")(y)
     return layers.Add(name=f"{name}_add")([shortcut, y])
 
@@ -57,7 +58,7 @@ def residual_cnn(
     for stage in range(stages):
         for block in range(depth):
             stride = 2 if stage > 0 and block == 0 else 1
-            x = _block(x, width * 2**stage, stride, f"stage{stage}_block{block}")
-    x = _norm_act(x, "final")
+            x = residual_block(x, width * 2**stage, stride, f"stage{stage}_block{block}")
+    x = norm_act(x, "final")
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     return layers.Dropout(dropout, name="dropout")(x)

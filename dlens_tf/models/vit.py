@@ -62,7 +62,9 @@ def tanh_gelu(x):
     return ops.gelu(x, approximate=True)
 
 
-def _encoder_block(x, width: int, heads: int, dropout: float, name: str):
+def encoder_block(
+    x: keras.KerasTensor, width: int, heads: int, dropout: float, name: str
+) -> keras.KerasTensor:
     """Pre-norm self-attention and a two-layer perceptron, each around a shortcut."""
     y = layers.LayerNormalization(epsilon=1e-6, name=f"{name}_norm1")(x)
     y = layers.MultiHeadAttention(heads, width // heads, dropout=dropout, name=f"{name}_attention")(
@@ -105,6 +107,6 @@ def vision_transformer(
         raise ValueError(f"width {width} is not a multiple of heads {heads}")
     x = PatchEmbedding(patch_size, width, name="patches")(x)
     for block in range(depth):
-        x = _encoder_block(x, width, heads, dropout, f"block{block}")
+        x = encoder_block(x, width, heads, dropout, f"block{block}")
     x = layers.LayerNormalization(epsilon=1e-6, name="final_norm")(x)
     return layers.GlobalAveragePooling1D(name="pool")(x)

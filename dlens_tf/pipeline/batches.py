@@ -115,25 +115,13 @@ class Rows(NamedTuple):
 class Batches(abc.ABC):
     """An endless, resumable source of training batches.
 
-    Args:
-      spec: how to make batches.
-      image_shape: of an image, (H, W, C).
-
     Attributes:
-      spec: as given.
+      spec: how batches are made.
       num_examples: examples in an epoch.
-
-    Raises:
-      UserError: if the augmentation is unknown.
     """
 
+    spec: BatchSpec
     num_examples: int
-
-    def __init__(self, spec: BatchSpec, image_shape: tuple[int, int, int]):
-        choose("augmentation", spec.augmentation, augment.AUGMENTATIONS)
-        self.spec = spec
-        self._image_shape = image_shape
-        self._names = augment.partners(list(spec.targets))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -149,9 +137,6 @@ class Batches(abc.ABC):
         """A context that turns an error of the input into one that a user can mend."""
 
     @abc.abstractmethod
-    def _rows(self, start_step: int, part: slice) -> Iterator[Rows]:
-        """Some rows of each global batch, from step `start_step` on, without end."""
-
     def dataset(
         self,
         start_step: int = 0,
@@ -171,9 +156,41 @@ class Batches(abc.ABC):
           num_pipelines: workers, a divisor of `replicas`.
 
         Returns:
-          A `tf.data.Dataset` of (images [B, H, W, C], targets [B, P]), float32, with
-          B = batch size / replicas. Iterate within `explained_errors`.
+          A `tf.data.Dataset` of (inputs, targets [B, P]), float32, with B = batch size /
+          replicas; inputs are images [B, H, W, C] unless a subclass says otherwise. Iterate
+          within `explained_errors`.
         """
+
+
+class ImageBatches(Batches):
+    """Batches of images that may be turned.
+
+    Args:
+      spec: how to make batches.
+      image_shape: of an image, (H, W, C).
+
+    Raises:
+      UserError: if the augmentation is unknown.
+    """
+
+    def __init__(self, spec: BatchSpec, image_shape: tuple[int, int, int]):
+        choose("augmentation", spec.augmentation, augment.AUGMENTATIONS)
+        self.spec = spec
+        self._image_shape = image_shape
+        self._names = augment.partners(list(spec.targets))
+
+    @abc.abstractmethod
+    def _rows(self, start_step: int, part: slice) -> Iterator[Rows]:
+        """Some rows of each global batch, from step `start_step` on, without end."""
+
+    def dataset(
+        self,
+        start_step: int = 0,
+        replicas: int = 1,
+        pipeline: int = 0,
+        num_pipelines: int = 1,
+    ) -> tf.data.Dataset:
+        """See `Batches.dataset`."""
         size = self.spec.batch_size // replicas
         own = self.spec.batch_size // num_pipelines
 
@@ -199,7 +216,7 @@ class Batches(abc.ABC):
         return images, tf.stack([parameters[name] for name in self.spec.targets], axis=-1)
 
 
-class TrainingBatches(Batches):
+class TrainingBatches(ImageBatches):
     """Batches of a stored data set's training split.
 
     Args:

@@ -169,7 +169,7 @@ def build_dataset(
       dataset: builder name, one of `catalogue.DATASETS`.
       config: configuration name.
       data_dir: folder under which data sets are kept; with Beam, also "gs://…" or the like.
-      sizes: examples per class of each split.
+      sizes: examples per class of each split, as `SimulatedBuilder` takes them.
       num_shards: TFRecord files per split, at most `MAX_SHARDS`; no more are made than the
         smallest split has examples.
       workers: processes that simulate.

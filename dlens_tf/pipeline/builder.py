@@ -28,7 +28,7 @@ from dlens_tf.pipeline import on_beam
 from dlens_tf.simulation import catalogue, generate
 from dlens_tf.simulation.engines import ENGINE_VERSIONS, ENGINES
 from dlens_tf.simulation.simulator import SIMULATOR_VERSION
-from dlens_tf.simulation.splits import SPLIT_START
+from dlens_tf.simulation.splits import OPTIONAL_SPLIT_START, SPLIT_START
 
 # Another version of these may round otherwise.
 _LIBRARIES = {
@@ -79,8 +79,8 @@ class SimulatedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Base of the builders of simulated data sets.
 
     Args:
-      sizes: examples per class of each split ("train", "validation", "test"); what is not named
-        has `catalogue.DEFAULT_SIZES`.
+      sizes: examples per class of each split ("train", "validation", "test" and, if the data set
+        is to have it, "calibration"); what is not named has `catalogue.DEFAULT_SIZES`.
       seed: seed of the simulation.
       engine: one of `engines.ENGINES`; None for the data set's own.
       galaxies: path of the catalogue that real sources are taken from; None for the bundled one.
@@ -223,7 +223,8 @@ class SimulatedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 self._engine,
                 self._galaxies,
             )
-            for split, start in SPLIT_START.items()
+            for split, start in (SPLIT_START | OPTIONAL_SPLIT_START).items()
+            if split in self._sizes
         }
         if not self._on_beam:
             self._simulate([block for split in blocks.values() for block in split])

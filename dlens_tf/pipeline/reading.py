@@ -23,7 +23,7 @@ from dlens_tf.parameters import Choice, ParameterSet
 from dlens_tf.simulation.catalogue import DATASETS, get_config
 from dlens_tf.simulation.galaxies import GalaxyCatalogue
 from dlens_tf.simulation.recipes import CLASSES
-from dlens_tf.simulation.splits import SPLIT_START
+from dlens_tf.simulation.splits import OPTIONAL_SPLIT_START, SPLIT_START
 
 _METADATA_KEYS = ("recipe", "classes", "seed", "instrument", "pixel_scale")
 
@@ -80,11 +80,12 @@ def dataset_path(dataset: str, config: str, data_dir: str | Path) -> Path:
     return root / dataset / config / DATASETS[dataset].version
 
 
-def build_command(path: Path) -> str:
+def build_command(path: Path, **changes: object) -> str:
     """The command that builds the data set at data_dir/dataset/config/version.
 
     Where the folder still says with which seed, sizes, engine and galaxies it was built, the
-    command names them, so that it makes the same data set again.
+    command names them, so that it makes the same data set again. With `changes`, which are flags
+    and their values, it makes another one.
     """
     values = {
         "dataset": path.parents[1].name,
@@ -98,6 +99,7 @@ def build_command(path: Path) -> str:
             "num_examples": int(sizes["train"]),
             "num_validation": int(sizes["validation"]),
             "num_test": int(sizes["test"]),
+            **{f"num_{name}": int(sizes[name]) for name in OPTIONAL_SPLIT_START if name in sizes},
             "seed": int(metadata["seed"]),
         }
         if metadata["engine"] != DATASETS[values["dataset"]].engine:
@@ -108,8 +110,8 @@ def build_command(path: Path) -> str:
             values["galaxies"] = f"<catalogue whose content_id is {galaxies}>"
     except (OSError, ValueError, KeyError, TypeError):
         pass  # missing or damaged: the command without them is still of use
-    command = command_line("build_dataset", **values)
-    return f"{command} --overwrite" if path.exists() else command
+    command = command_line("build_dataset", **values | changes)
+    return f"{command} --overwrite" if path.exists() and not changes else command
 
 
 def _read_info(path: Path) -> DatasetFolder:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from dlens_tf.errors import UserError, choose
 from dlens_tf.pipeline import augment
-from dlens_tf.pipeline.batches import Batches, BatchSpec, Rows
+from dlens_tf.pipeline.batches import BatchSpec, ImageBatches, Rows
 from dlens_tf.simulation.engines import ENGINES, make_engine
 from dlens_tf.simulation.galaxies import GalaxyCatalogue
 from dlens_tf.simulation.recipes import CLASSES, Recipe
@@ -81,7 +81,7 @@ def _noise_seed(key: LensKey) -> np.ndarray:
 _SOURCES = {"lenstronomy": _ReferenceSource, "fast": _FastSource}
 
 
-class SimulatedBatches(Batches):
+class SimulatedBatches(ImageBatches):
     """Batches of freshly simulated lenses.
 
     Args:

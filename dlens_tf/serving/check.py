@@ -14,10 +14,14 @@ import tensorflow as tf
 from dlens_tf.errors import UserError
 from dlens_tf.inference.bundle import SAVED_MODEL
 from dlens_tf.parameters import ParameterSet
+from dlens_tf.serving.signatures import served
 from dlens_tf.serving.warmup import read_warmup_requests, to_bytes
 
 TOLERANCE = 1e-5
 """Largest difference, in units of the width of a parameter's prior."""
+
+DENSITY_TOLERANCE = 1e-4
+"""Largest difference of the numbers of a density, which are of order one."""
 
 BATCH_SIZES = (1, 7)
 
@@ -79,12 +83,12 @@ def check_bundle(
 ) -> None:
     """Checks a bundle against a model.
 
-    Both signatures are asked for batches of 1 and 7 images, and every warm-up request is
-    replayed, through both loaders.
+    All signatures are asked for batches of 1 and 7 images, and every warm-up request is replayed,
+    through both loaders.
 
     Args:
       bundle: folder of the SavedModel.
-      model: images float32 [N, H, W, C] to the expected outputs, all that is served.
+      model: images float32 [N, H, W, C] to all outputs expected.
       parameters: the inferred parameters; their priors set the scale of the tolerance.
       images: some images, float32 [N, H, W, C].
       foreign_paths: paths of this machine that must not be in the bundle.
@@ -98,6 +102,7 @@ def check_bundle(
     for size in BATCH_SIZES:
         batch = np.resize(images, (size, *images.shape[1:]))
         cases.append(("serving_default", {"image": batch}, batch))
+        cases.append(("serve_density", {"image": batch}, batch))
         cases.append(("serve_bytes", {"image_bytes": np.array(to_bytes(batch), object)}, batch))
     for request in read_warmup_requests(bundle):
         inputs = {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
@@ -106,7 +111,7 @@ def check_bundle(
             strings = b"".join(inputs["image_bytes"])
             batch = np.frombuffer(strings, "<f4").reshape(-1, *images.shape[1:])
         cases.append((request.model_spec.signature_name, inputs, batch))
-    expectations = [model(batch) for _, _, batch in cases]
+    expectations = [served(signature, model(batch)) for signature, _, batch in cases]
     for loader, runner in RUNNERS.items():
         with runner(bundle) as run:
             for (signature, inputs, batch), expected in zip(cases, expectations, strict=True):
@@ -114,24 +119,29 @@ def check_bundle(
                 _compare(run(signature, inputs), expected, width, where)
 
 
-def _compare(served: Outputs, expected: Outputs, width: np.ndarray, where: str) -> None:
-    if served.keys() != expected.keys():
+def _compare(answer: Outputs, expected: Outputs, width: np.ndarray, where: str) -> None:
+    if answer.keys() != expected.keys():
         raise UserError(
-            f"export check failed: {where} gives {', '.join(sorted(served))}, the model gives "
+            f"export check failed: {where} gives {', '.join(sorted(answer))}, the model gives "
             f"{', '.join(sorted(expected))}"
         )
-    for name, value in served.items():
+    for name, value in answer.items():
         if value.shape != expected[name].shape or value.dtype != np.float32:
             raise UserError(
                 f"export check failed: {name} from {where} is {value.dtype} {value.shape}, "
                 f"expected float32 {expected[name].shape}"
             )
-        scale = width[:, np.newaxis] if value.ndim == 3 else width
-        difference = np.abs(value.astype(np.float64) - expected[name]) / scale
-        if not difference.max() <= TOLERANCE:  # NaN fails too
+        difference = np.abs(value.astype(np.float64) - expected[name])
+        if name == "density":
+            difference /= np.maximum(1.0, np.abs(expected[name]))
+            tolerance, unit = DENSITY_TOLERANCE, ""
+        else:
+            difference /= width[:, np.newaxis] if value.ndim == 3 else width
+            tolerance, unit = TOLERANCE, " of the prior's width"
+        if not difference.max() <= tolerance:  # NaN fails too
             raise UserError(
                 f"export check failed: {name} from {where} differs from the model by "
-                f"{difference.max():.2g} of the prior's width, more than {TOLERANCE:g}"
+                f"{difference.max():.2g}{unit}, more than {tolerance:g}"
             )
 
 

@@ -19,12 +19,14 @@ import tensorflow as tf
 
 import dlens_tf
 from dlens_tf.errors import UserError
-from dlens_tf.inference.bundle import Manifest, file_checksum, versions
-from dlens_tf.inference.posterior import QUANTILE_LEVELS
+from dlens_tf.evaluation.recalibration import Recalibration, read_recalibration
+from dlens_tf.inference.bundle import Manifest, versions
 from dlens_tf.io.contract import ImageContract
-from dlens_tf.io.files import one_line
+from dlens_tf.io.files import file_checksum, one_line
+from dlens_tf.quantiles import QUANTILE_LEVELS
+from dlens_tf.serving.answers import answers
 from dlens_tf.serving.check import check_bundle
-from dlens_tf.serving.signatures import add_quantiles, describe_signatures, write_saved_model
+from dlens_tf.serving.signatures import describe_signatures, write_saved_model
 from dlens_tf.serving.warmup import example_images, write_warmup_requests
 from dlens_tf.training.run_folder import RunFolder
 
@@ -82,20 +84,21 @@ def _reason(error: BaseException) -> str:
 def _write_bundle(run: RunFolder, model, bundle: Path) -> None:
     config = run.config
     image_shape = tuple(config["image_shape"])
-    write_saved_model(model, image_shape, bundle)
+    recalibration = read_recalibration(run)
+    write_saved_model(model, image_shape, bundle, recalibration)
     images = example_images(config["recipe"], config["classes"][0])
     write_warmup_requests(bundle, images)
-    manifest = _manifest(run, bundle)
+    manifest = _manifest(run, model, recalibration, bundle)
     manifest.write(bundle)
+    answer = answers(model, recalibration)
 
     def reference(batch: np.ndarray) -> dict[str, np.ndarray]:
-        outputs = add_quantiles(model(batch, training=False))
-        return {name: np.asarray(value) for name, value in outputs.items()}
+        return {name: np.asarray(value) for name, value in answer(batch).items()}
 
     check_bundle(bundle, reference, manifest.parameters, images, _foreign_paths(run))
 
 
-def _manifest(run: RunFolder, bundle: Path) -> Manifest:
+def _manifest(run: RunFolder, model, recalibration: Recalibration | None, bundle: Path) -> Manifest:
     config = run.config
     signatures = describe_signatures(tf.saved_model.load(str(bundle)))
     has_width = "quantiles" in signatures["serving_default"]["outputs"]
@@ -103,6 +106,8 @@ def _manifest(run: RunFolder, bundle: Path) -> Manifest:
     return Manifest(
         parameters=run.targets,
         quantile_levels=QUANTILE_LEVELS if has_width else (),
+        head=model.get_layer("head").density_config,
+        recalibration=recalibration.to_dict() if recalibration else None,
         image=ImageContract(tuple(config["image_shape"]), config["pixel_scale"]),
         instrument=config["instrument"],
         recipe=config["recipe"],

@@ -3,9 +3,11 @@
 serving_default: `image` float32 [N, H, W, C] in raw flux.
 serve_bytes: `image_bytes` string [N], each the raw little-endian float32 of one image, row by
 row: several times smaller and faster to send than JSON numbers.
+serve_density: `image` again, for those who want the whole posterior, as `Predictor` does.
 
-Both give `mean` [N, P] and, for a head with an uncertainty, `stddev` [N, P] and `quantiles`
-[N, P, Q], float32 in physical units.
+All give `mean` [N, P] and, for a head with an uncertainty, `stddev` [N, P] and `quantiles`
+[N, P, Q], float32 in physical units. serve_density then gives `density` [N, D] too: the numbers
+that `Posterior.from_outputs` makes the posterior of.
 """
 
 import math
@@ -13,34 +15,48 @@ from pathlib import Path
 
 import keras
 import tensorflow as tf
-from scipy import special
 
-from dlens_tf.inference.posterior import QUANTILE_LEVELS
+from dlens_tf.evaluation.recalibration import Recalibration
+from dlens_tf.serving.answers import answers
 
-
-def add_quantiles(outputs: dict) -> dict:
-    """A model's outputs with the `quantiles` of its Gaussian marginals, if it has a width."""
-    if "stddev" not in outputs:
-        return {"mean": outputs["mean"]}
-    mean, stddev = outputs["mean"], outputs["stddev"]
-    scores = tf.constant(special.ndtri(QUANTILE_LEVELS), tf.float32)
-    quantiles = mean[..., tf.newaxis] + stddev[..., tf.newaxis] * scores
-    return {"mean": mean, "stddev": stddev, "quantiles": quantiles}
+SIGNATURES = {
+    "serving_default": ("mean", "stddev", "quantiles"),
+    "serve_bytes": ("mean", "stddev", "quantiles"),
+    "serve_density": ("mean", "stddev", "quantiles", "density"),
+}
+"""What each signature gives of a model's outputs."""
 
 
-def write_saved_model(model: keras.Model, image_shape: tuple[int, int, int], path: Path) -> None:
+def served(signature: str, outputs: dict) -> dict:
+    """Those of a model's outputs that a signature gives."""
+    return {name: outputs[name] for name in SIGNATURES[signature] if name in outputs}
+
+
+def write_saved_model(
+    model: keras.Model,
+    image_shape: tuple[int, int, int],
+    path: Path,
+    recalibration: Recalibration | None = None,
+) -> None:
     """Writes a model with its signatures as a SavedModel.
 
     Args:
-      model: images float32 [N, H, W, C] to a dict of "mean" and perhaps "stddev", [N, P].
+      model: images float32 [N, H, W, C] to a head's outputs.
       image_shape: height, width, channels.
       path: folder to write.
+      recalibration: maps that what is served goes through, see `answers`.
     """
     num_bytes = 4 * math.prod(image_shape)
     layout = "×".join(str(n) for n in image_shape)
+    image_spec = tf.TensorSpec([None, *image_shape], tf.float32, "image")
+    # One function that all signatures call, so that the graph is in the file once.
+    answer = tf.function(answers(model, recalibration), input_signature=[image_spec])
 
     def serving_default(image):
-        return add_quantiles(model(image, training=False))
+        return served("serving_default", answer(image))
+
+    def serve_density(image):
+        return served("serve_density", answer(image))
 
     def serve_bytes(image_bytes):
         right_length = tf.debugging.assert_equal(
@@ -53,21 +69,22 @@ def write_saved_model(model: keras.Model, image_shape: tuple[int, int, int], pat
         )
         with tf.control_dependencies([right_length]):
             values = tf.io.decode_raw(image_bytes, tf.float32, little_endian=True)
-        return serving_default(tf.reshape(values, [-1, *image_shape]))
+        return served("serve_bytes", answer(tf.reshape(values, [-1, *image_shape])))
 
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint(
-        "serving_default",
-        serving_default,
-        input_signature=[tf.TensorSpec([None, *image_shape], tf.float32, "image")],
+    module = tf.Module()
+    # keras.export.ExportArchive tracks Keras's variables beside these and writes each twice.
+    module.model_variables = [variable.value for variable in model.variables]
+    bytes_spec = tf.TensorSpec([None], tf.string, "image_bytes")
+    tf.saved_model.save(
+        module,
+        str(path),
+        signatures={
+            "serving_default": tf.function(serving_default, input_signature=[image_spec]),
+            "serve_density": tf.function(serve_density, input_signature=[image_spec]),
+            "serve_bytes": tf.function(serve_bytes, input_signature=[bytes_spec]),
+        },
+        options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
     )
-    archive.add_endpoint(
-        "serve_bytes",
-        serve_bytes,
-        input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")],
-    )
-    archive.write_out(str(path), verbose=False)
 
 
 def describe_signatures(saved_model) -> dict:

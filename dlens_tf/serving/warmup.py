@@ -3,7 +3,7 @@
 A TFRecord of `PredictionLog` protos in the bundle's assets.extra/. One request per signature
 and batch size, with simulated lenses, so that the first user's request finds every kernel
 ready. The largest batch is asked of serve_bytes alone, where it costs no more than one image in
-the file; both signatures run the same kernels.
+the file; all signatures run the same kernels.
 
 Reference: TF Serving guide, "SavedModel Warmup".
 """
@@ -19,7 +19,7 @@ from dlens_tf.inference.bundle import EXTRA, WARMUP_REQUESTS
 from dlens_tf.simulation.recipes import get_recipe
 from dlens_tf.simulation.simulator import Simulator
 
-BATCH_SIZES = {"serving_default": (1, 8), "serve_bytes": (1, 8, 32)}
+BATCH_SIZES = {"serving_default": (1, 8), "serve_density": (1,), "serve_bytes": (1, 8, 32)}
 _NUM_LENSES = 8
 _MODEL_NAME = "dlens"
 
@@ -45,9 +45,10 @@ def _request(signature: str, key: str, tensor) -> predict_pb2.PredictRequest:
 
 def warmup_requests(images: np.ndarray) -> Iterator[predict_pb2.PredictRequest]:
     """The requests for each signature and batch size, made of some images [N, H, W, C]."""
-    for size in BATCH_SIZES["serving_default"]:
-        batch = np.resize(images, (size, *images.shape[1:]))
-        yield _request("serving_default", "image", tf.make_tensor_proto(batch))
+    for signature in ("serving_default", "serve_density"):
+        for size in BATCH_SIZES[signature]:
+            batch = np.resize(images, (size, *images.shape[1:]))
+            yield _request(signature, "image", tf.make_tensor_proto(batch))
     for size in BATCH_SIZES["serve_bytes"]:
         # One string stands for all of the batch, which keeps the file small.
         tensor = tf.make_tensor_proto(

@@ -19,12 +19,11 @@ import numpy as np
 from dlens_tf.errors import UserError
 from dlens_tf.simulation import galaxies as galaxy_catalogue
 from dlens_tf.simulation import halo_poles
-from dlens_tf.simulation.cosmology import distance_ratio
 from dlens_tf.simulation.galaxies import GalaxyCatalogue
 from dlens_tf.simulation.lenstronomy_engine import band_magnitude
 from dlens_tf.simulation.noise import DEEPLENSE_BACKGROUND_RMS
 from dlens_tf.simulation.populations import MAX_HALOS, Population
-from dlens_tf.simulation.psf import gaussian_taps, kernel_on_grid
+from dlens_tf.simulation.psf import gaussian_matrix, kernel_on_grid
 from dlens_tf.simulation.recipes import Recipe
 from dlens_tf.simulation.scene import Scene
 from dlens_tf.simulation.substructure import Halos, Line, PointMasses, PointSubhalos, Vortex
@@ -74,29 +73,6 @@ def _sersic_numbers(values: Mapping[str, float], prefix: str, own_shape: str) ->
     norm = math.sqrt(max(abs(1.0 - e1**2 - e2**2), 1e-6)) * R_sersic
     matrix = [(1.0 - e1) / norm, -e2 / norm, (1.0 + e1) / norm]
     return [*matrix, _sersic_b_n(n_sersic), 1.0 / n_sersic, (_SERSIC_SMOOTHING / R_sersic) ** 2]
-
-
-def _deflection_scale(recipe: Recipe) -> float:
-    """Factor on all deflections: that of lenstronomy's z_source_convention."""
-    if recipe.deflection_convention is None:
-        return 1.0
-    *cosmology, z_convention = recipe.deflection_convention
-    here, there = (
-        distance_ratio(recipe.z_lens, z, tuple(cosmology)) for z in (recipe.z_source, z_convention)
-    )
-    return here / there
-
-
-def _gaussian_matrix(instrument, num_pix: int, supersampling: int) -> np.ndarray:
-    """PSF and average over subpixels along one axis, [num_pix, num_pix × supersampling].
-
-    Beyond the border the outermost subpixel goes on, as in lenstronomy.
-    """
-    from scipy import ndimage
-
-    taps = gaussian_taps(instrument, supersampling)
-    convolved = ndimage.correlate1d(np.eye(num_pix * supersampling), taps, axis=0, mode="nearest")
-    return convolved.reshape(num_pix, supersampling, -1).mean(axis=1)
 
 
 def _padded(
@@ -204,7 +180,7 @@ class FastEngine:
             self._grids["exact"] = self._subpixels
         if has_halos:
             self._grids["smooth"] = _Grid(axis, recipe.instrument.pixel_scale / NODES_PER_PIXEL)
-        self._scale = _deflection_scale(recipe)
+        self._scale = recipe.deflection_scale
         self._optics: list[np.ndarray] = [self._band_optics(band) for band in recipe.bands]
         self._render = tf.function(self._render_graph, jit_compile=True)
         self._observe = tf.function(
@@ -230,7 +206,7 @@ class FastEngine:
 
         recipe = self.recipe
         if instrument.psf_kernel is None:
-            matrix = _gaussian_matrix(instrument, recipe.num_pix, recipe.supersampling)
+            matrix = gaussian_matrix(instrument, recipe.num_pix, recipe.supersampling)
             return matrix.astype(np.float32)
         kernel = kernel_on_grid(instrument, recipe.supersampling, recipe.num_pix)
         # Room for a convolution that does not wrap around, of a size that transforms quickly;

@@ -109,6 +109,21 @@ def gaussian_taps(instrument: "Instrument", supersampling: int) -> np.ndarray:
     )
 
 
+def gaussian_matrix(instrument: "Instrument", num_pix: int, supersampling: int) -> np.ndarray:
+    """A Gaussian PSF and the average over subpixels along one axis.
+
+    Beyond the border the outermost subpixel goes on, as in lenstronomy.
+
+    Returns:
+      float64 [num_pix, num_pix × supersampling].
+    """
+    from scipy import ndimage
+
+    taps = gaussian_taps(instrument, supersampling)
+    convolved = ndimage.correlate1d(np.eye(num_pix * supersampling), taps, axis=0, mode="nearest")
+    return convolved.reshape(num_pix, supersampling, -1).mean(axis=1)
+
+
 def kernel_on_grid(instrument: "Instrument", supersampling: int, num_pix: int) -> np.ndarray:
     """The PSF on the subpixels that an image is simulated on, as lenstronomy convolves with it.
 

@@ -29,7 +29,7 @@ from dlens_tf.parameters import (
     Prior,
     Uniform,
 )
-from dlens_tf.simulation.cosmology import LensPlane, check_redshifts
+from dlens_tf.simulation.cosmology import LensPlane, check_redshifts, distance_ratio
 from dlens_tf.simulation.instruments import INSTRUMENTS, Instrument
 from dlens_tf.simulation.populations import Population
 from dlens_tf.simulation.substructure import Nothing, PointSubhalos, SubstructureLaw, Vortex
@@ -153,6 +153,17 @@ class Recipe:
     def plane(self) -> LensPlane:
         """Redshifts and cosmology, for turning masses into angles."""
         return LensPlane(self.z_lens, self.z_source, self.cosmology, self.distances)
+
+    @functools.cached_property
+    def deflection_scale(self) -> float:
+        """Factor on all deflections: that of lenstronomy's z_source_convention."""
+        if self.deflection_convention is None:
+            return 1.0
+        *cosmology, z_convention = self.deflection_convention
+        here, there = (
+            distance_ratio(self.z_lens, z, tuple(cosmology)) for z in (self.z_source, z_convention)
+        )
+        return here / there
 
     @functools.cached_property
     def shared_parameters(self) -> ParameterSet:

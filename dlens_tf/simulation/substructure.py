@@ -174,6 +174,10 @@ class Vortex:
         """Half-length in arcsec for an axion mass given as log10(eV)."""
         return self.half_length_22 * 10.0 ** (-22.0 - log10_m_axion)
 
+    def bead_theta_E(self, plane: LensPlane) -> float:
+        """Einstein radius of each point mass, arcsec."""
+        return _bead_size(self, plane)
+
     def draw(
         self, parameters: Mapping[str, float], rng: np.random.Generator, plane: LensPlane
     ) -> Line:
@@ -182,7 +186,7 @@ class Vortex:
             number=self.num_beads,
             half_length=self.half_length(parameters["log10_m_axion"]),
             angle=parameters["phi_vortex"],
-            bead_theta_E=_bead_size(self, plane),
+            bead_theta_E=self.bead_theta_E(plane),
         )
 
 

@@ -36,7 +36,8 @@ class RunOptions:
       batch_size: examples in a global batch.
       augmentation: "auto" for the recipe's own symmetry, or none where training is simulated; or
         one of `augment.AUGMENTATIONS`.
-      cache: "memory" or "none".
+      cache: "memory", "none", or "front_end": the outputs of a lens_fit front end are computed once
+        for the training images, or the first epoch of simulated ones, and kept.
       max_validation: validation examples used at most.
       seed: of initial weights, order and augmentation.
       strategy, logical_devices: see `strategies.make_strategy`.
@@ -46,11 +47,15 @@ class RunOptions:
       flags: the resolved flags, name to values (several of a repeatable flag), written to
         flags.cfg; a run folder with others is refused.
       harmless_flags: flags that may differ on resuming.
+      default_flags: values that flags have if not given: those of a run that is older than them.
       data: what the model is trained on: "dataset" or "simulate:<recipe>".
       engine: of simulated training, one of `engines.ENGINES`.
       examples_per_epoch: simulated images that count as an epoch.
       galaxies: catalogue of real galaxies that simulated training takes its sources from; None
         for the bundled one.
+      start_run: folder of a run that predicts the parameters of the smooth lens, which a lens_fit
+        front end starts from; None where templates do.
+      front_end_dir: where the outputs of cache "front_end" are kept; None for a folder in the run.
     """
 
     dataset: str
@@ -71,10 +76,13 @@ class RunOptions:
     plan: Mapping[str, Any]
     flags: Mapping[str, Sequence[str]]
     harmless_flags: Sequence[str] = ()
+    default_flags: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     data: str = "dataset"
     engine: str = "fast"
     examples_per_epoch: int = 20_000
     galaxies: str | None = None
+    start_run: str | None = None
+    front_end_dir: str | None = None
 
 
 def simulated_recipe(data: str) -> Recipe | None:
@@ -131,7 +139,8 @@ def check_folder(options: RunOptions) -> None:
         recorded = read_flags(run.flags_path)
         for name in sorted(recorded.keys() | options.flags.keys()):
             before, now = recorded.get(name, []), list(options.flags.get(name, []))
-            if name not in options.harmless_flags and before != now:
+            default = list(options.default_flags.get(name, []))
+            if name not in options.harmless_flags and now not in (before, before or default):
                 raise UserError(
                     f"{run.path} was made {_given(name, before)}, not {_given(name, now)}: choose "
                     f"another --run_dir, or run it with its own flags (--flagfile={run.flags_path})"
@@ -168,12 +177,30 @@ def _given(name: str, values: Sequence[str]) -> str:
 def _make_folder(options: RunOptions, config: dict[str, Any]) -> None:
     """Makes the run's folder; run.json, written last, marks it as complete."""
     from dlens_tf.training.run_folder import RunFolder, environment, write_flags, write_json
+    from dlens_tf.training.strategies import gpu_names
 
     run = RunFolder(options.run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
     write_flags(run.flags_path, options.flags)
-    write_json(run.environment_path, environment())
+    write_json(run.environment_path, {**environment(), "gpus": gpu_names()})
     write_json(run.config_path, config)
+
+
+def _start_network(start_run: str | None, recipe: Recipe):
+    """The network of a run that a fit starts from; None without one."""
+    if start_run is None:
+        return None
+    from dlens_tf.models import lens_fit
+    from dlens_tf.models.registry import start_network
+    from dlens_tf.training.run_folder import RunFolder
+
+    run = RunFolder.open(start_run)
+    if tuple(run.config["image_shape"]) != recipe.image_shape:
+        raise UserError(
+            f"--start_run={start_run} takes images of shape {run.config['image_shape']}, recipe "
+            f"{recipe.name} has {list(recipe.image_shape)}"
+        )
+    return start_network(run.load_model(), [*lens_fit.fitted_parameters(recipe)], run.targets.names)
 
 
 def train_run(options: RunOptions) -> Path:
@@ -194,14 +221,15 @@ def train_run(options: RunOptions) -> Path:
     import keras
     import tensorflow as tf
 
-    from dlens_tf.models import ModelSpec, build_model, smooth_lens
+    from dlens_tf.models import ModelSpec, build_model, lens_fit, smooth_lens
+    from dlens_tf.models.registry import FITTED, split_at_fit
     from dlens_tf.pipeline import augment
     from dlens_tf.pipeline.batches import BatchSpec, TrainingBatches, load_arrays
     from dlens_tf.pipeline.reading import open_dataset
     from dlens_tf.pipeline.simulated import SimulatedBatches
     from dlens_tf.simulation.engines import ENGINE_VERSIONS
     from dlens_tf.simulation.simulator import SIMULATOR_VERSION
-    from dlens_tf.training import strategies
+    from dlens_tf.training import front_end, strategies
     from dlens_tf.training.run_folder import RunFolder, git_commit
     from dlens_tf.training.trainer import Trainer, TrainingPlan
 
@@ -221,12 +249,18 @@ def train_run(options: RunOptions) -> Path:
     if spec.front_end == "smooth_residual":
         smooth_lens.check_recipe(recipe)
         smooth_lens.check_augmentation(augmentation)
+    start = None
+    if spec.front_end == "lens_fit":
+        lens_fit.check_recipe(recipe)
+        lens_fit.check_augmentation(recipe, augmentation)
+        start = _start_network(options.start_run, recipe)
+    kept = options.cache == "front_end"
     batch_spec = BatchSpec(
         targets=targets.names,
         batch_size=options.batch_size,
         seed=options.seed,
         augmentation=augmentation,
-        cache=options.cache,
+        cache="none" if kept else options.cache,
         classes=classes,
     )
     data = {
@@ -256,15 +290,25 @@ def train_run(options: RunOptions) -> Path:
     run = RunFolder(options.run_dir)
     _check_data(run, data)
     keras.utils.set_random_seed(options.seed)
-    trainer = Trainer(
-        run,
-        strategy,
-        lambda: build_model(spec, recipe, targets, batches.sample_images()),
-        batches,
-        validation,
-        targets,
-        plan,
-    )
+
+    def make_model() -> keras.Model:
+        images = batches.sample_images() if spec.front_end == "flux" else None
+        return build_model(spec, recipe, targets, images, start)
+
+    inputs, part = None, {}
+    if kept:
+        front, _ = split_at_fit(make_model())
+        key = {
+            **data,
+            "seed": options.seed,
+            "augmentation": augmentation,
+            "fit": front.get_layer(FITTED).get_config(),
+        }
+        path = Path(options.front_end_dir or run.path / "front_end")
+        batches = front_end.FrontEndBatches(batches, front, path, key)
+        inputs = front_end.apply(front, validation.images)
+        part = {"part": lambda model: split_at_fit(model)[1], "validation_inputs": inputs}
+    trainer = Trainer(run, strategy, make_model, batches, validation, targets, plan, **part)
     num_parameters = sum(math.prod(w.shape) for w in trainer.model.trainable_weights)
     config = {
         "dataset": options.dataset,

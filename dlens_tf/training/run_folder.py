@@ -8,6 +8,7 @@
     metrics.jsonl     one line per log interval and validation
     model.keras       the best model so far, with averaged weights
     evaluation/       written by tools/evaluate.py
+    recalibration.json  likewise, with --recalibrate
     export/           written by tools/export.py
 
 The rest is written by tools/train.py.
@@ -23,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from dlens_tf import __version__
+from dlens_tf.commands import command_line
 from dlens_tf.errors import UserError
-from dlens_tf.io.files import atomic_write
+from dlens_tf.io.files import atomic_write, file_checksum
 from dlens_tf.parameters import ParameterSet
 
 CONFIG_KEYS = (
@@ -57,6 +59,7 @@ class RunFolder:
     logs_dir = property(lambda self: self.path / "logs")
     metrics_path = property(lambda self: self.path / "metrics.jsonl")
     model_path = property(lambda self: self.path / "model.keras")
+    recalibration_path = property(lambda self: self.path / "recalibration.json")
     evaluation_dir = property(lambda self: self.path / "evaluation")
     export_dir = property(lambda self: self.path / "export")
 
@@ -79,6 +82,31 @@ class RunFolder:
     def targets(self) -> ParameterSet:
         """The inferred parameters, in the order of the model's outputs."""
         return ParameterSet.from_dicts(self.config["targets"])
+
+    def read_evaluation(self) -> dict[str, Any]:
+        """Contents of evaluation/test.json.
+
+        Raises:
+          UserError: if the run is not evaluated on the whole test split, or not its present model.
+        """
+        path = self.evaluation_dir / "test.json"
+        remedy = f"run {command_line('evaluate', run_dir=self.path)}"
+        try:
+            evaluation = json.loads(path.read_text(encoding="utf-8"))
+            is_whole = evaluation["num_examples"] == evaluation["num_available"]
+            checksum = evaluation["run"]["model_sha256"]
+            is_recalibrated = evaluation["recalibration"] is not None
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path} is not evaluated yet; {remedy}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged or of an older version; {remedy}") from error
+        if not is_whole:
+            raise UserError(f"{path} is of a part of the test split only; {remedy}")
+        if not self.model_path.is_file() or file_checksum(self.model_path) != checksum:
+            raise UserError(f"{path} is of another model than {self.model_path}; {remedy}")
+        if is_recalibrated != self.recalibration_path.is_file():
+            raise UserError(f"{path} and {self.recalibration_path} don't belong together; {remedy}")
+        return evaluation
 
     def load_model(self):
         """The best model of the run, a `keras.Model`.
@@ -124,6 +152,25 @@ def read_flags(path: Path) -> dict[str, list[str]]:
     except ValueError as error:
         raise UserError(f"{path} is damaged: choose another --run_dir") from error
     return flags
+
+
+def portable_flags(flags: Mapping[str, Sequence[str]], run_dir: str) -> dict[str, list[str]]:
+    """A run's flags for another machine: without paths of this one.
+
+    Args:
+      flags: as `read_flags` gives them.
+      run_dir: takes the place of --run_dir; other absolute paths become `runs/<last part>`, and
+        --data_dir becomes `data`.
+    """
+
+    def portable(name: str, value: str) -> str:
+        if name == "run_dir":
+            return run_dir
+        if name == "data_dir":
+            return "data"
+        return f"runs/{Path(value).name}" if os.path.isabs(value) else value
+
+    return {name: [portable(name, v) for v in values] for name, values in flags.items()}
 
 
 def git_commit() -> str | None:

@@ -52,6 +52,12 @@ def make_strategy(name: str, logical_devices: int = 1) -> tf.distribute.Strategy
         ) from error
 
 
+def gpu_names() -> list[str]:
+    """Names of the GPUs that TensorFlow sees, one for each."""
+    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
+    return [device.get("device_name", "GPU") for device in details]
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes the run folder: the first worker, or the only one."""
     resolver = strategy.cluster_resolver

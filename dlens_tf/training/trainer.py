@@ -2,8 +2,8 @@
 
 Keras 3's `fit` can't run on several machines, so the loop is our own. It trains with AdamW on a
 warmed-up cosine schedule, clips the global gradient norm after it is summed over replicas,
-keeps an exponential moving average of the weights, validates that average by the head's score,
-keeps the best, and stops early when it no longer improves. Everything that the next step depends
+keeps an average of the weights, validates that average by the head's score, keeps the best, and
+stops early when it no longer improves. Everything that the next step depends
 on is in the checkpoint or a function of the step, so a resumed run continues exactly as an
 uninterrupted one.
 """
@@ -13,7 +13,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from dlens_tf.errors import Interrupted, UserError
+from dlens_tf.errors import Interrupted, UserError, choose
 from dlens_tf.evaluation import plots
 from dlens_tf.io.files import atomic_write, one_line
 from dlens_tf.parameters import ParameterSet
@@ -30,6 +30,13 @@ from dlens_tf.pipeline.batches import Arrays, Batches
 from dlens_tf.training import strategies
 from dlens_tf.training.logger import RunLogger, finite
 from dlens_tf.training.run_folder import RunFolder
+
+AVERAGES = ("ema", "swa", "none")
+"""Of the weights. ema: exponential moving average. swa: plain mean over the last part of the
+training, and before it the weights themselves. none: always the weights themselves.
+
+Reference: Izmailov et al. 2018, arXiv:1803.05407 (swa).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +49,9 @@ class TrainingPlan:
       warmup_fraction: of all steps, in which the rate rises from zero.
       weight_decay: AdamW's decoupled decay; norms, biases and positions are spared.
       clip_norm: largest global gradient norm; positive.
-      ema_momentum: of the averaged weights; ramps up from zero over the first steps.
+      average: of the weights that are validated and kept, one of `AVERAGES`.
+      ema_momentum: of average "ema"; ramps up from zero over the first steps.
+      swa_start: fraction of all steps after which average "swa" begins.
       patience: validations without improvement before stopping; 0 never stops early.
       log_every: steps between log lines.
       profile_steps: (first, last) steps of a TensorBoard profile, or None.
@@ -54,16 +63,20 @@ class TrainingPlan:
     warmup_fraction: float = 0.05
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
+    average: str = "ema"
     ema_momentum: float = 0.998
+    swa_start: float = 0.75
     patience: int = 0
     log_every: int = 20
     profile_steps: tuple[int, int] | None = None
     jit: bool = False
 
     def __post_init__(self):
-        for name in ("learning_rate", "warmup_fraction", "weight_decay", "ema_momentum"):
+        numbers = ("learning_rate", "warmup_fraction", "weight_decay", "ema_momentum", "swa_start")
+        for name in numbers:
             if not math.isfinite(getattr(self, name)):
                 raise UserError(f"{name} is {getattr(self, name)}, must be a finite number")
+        choose("average", self.average, AVERAGES)
         if not self.clip_norm > 0:
             raise UserError(
                 f"clip_norm is {self.clip_norm}, must be positive; a large one never clips"
@@ -81,6 +94,10 @@ class Trainer:
       validation: the validation split, or a part of it, in memory.
       targets: the inferred parameters.
       plan: the optimisation.
+      part: gives the part of a model that `batches` feed, where these are not images, as a
+        function of inputs and `training`.
+      validation_inputs: what that part takes of the validation split, by name, each [N, …]; its
+        images if None.
 
     Attributes:
       model, averaged: the model, and the same with averaged weights.
@@ -101,11 +118,14 @@ class Trainer:
         validation: Arrays,
         targets: ParameterSet,
         plan: TrainingPlan,
+        part: Callable[[keras.Model], Callable[..., dict]] = lambda model: model,
+        validation_inputs: Mapping[str, np.ndarray] | None = None,
     ):
         self._run = run
         self._strategy = strategy
         self._batches = batches
         self._validation = validation
+        self._validation_inputs = validation_inputs
         self._truth = np.stack([validation.parameters[n] for n in targets.names], axis=-1)
         self._targets = targets
         self._plan = plan
@@ -128,6 +148,7 @@ class Trainer:
             self.model = make_model()
             self.averaged = keras.models.clone_model(self.model)
             self.averaged.set_weights(self.model.get_weights())
+            self._trained, averaged = part(self.model), part(self.averaged)
             self.optimizer = self._make_optimizer()
             self._state = {
                 name: tf.Variable(value, trainable=False, name=name)
@@ -142,7 +163,7 @@ class Trainer:
             }
         self._head = self.model.get_layer("head")
         self.train_step = tf.function(self._distributed_step, jit_compile=plan.jit or None)
-        self._predict = tf.function(lambda images: self.averaged(images, training=False))
+        self._predict = tf.function(lambda inputs: averaged(inputs, training=False))
         self._chief = strategies.is_chief(strategy)
         checkpoint = tf.train.Checkpoint(
             model=self.model,
@@ -187,7 +208,7 @@ class Trainer:
 
     def _replica_step(self, images: tf.Tensor, targets: tf.Tensor, stop: tf.Tensor):
         with tf.GradientTape() as tape:
-            outputs = self.model(images, training=True)
+            outputs = self._trained(images, training=True)
             # Divided by the global batch, so that the sum over replicas is the mean.
             loss = tf.reduce_sum(self._head.example_loss(targets, outputs)) / self._batch_size
         variables = self.model.trainable_variables
@@ -213,13 +234,23 @@ class Trainer:
         )
         self._state["window"].assign_add(tf.concat([[1.0, loss, score, norm], error], axis=0))
         self._state["step"].assign_add(1)
-        done = tf.cast(self._state["step"], tf.float32)
-        momentum = tf.minimum(self._plan.ema_momentum, done / (done + 10.0))
+        momentum = self._momentum(tf.cast(self._state["step"], tf.float32))
         for average, value in zip(
             self.averaged.trainable_variables, self.model.trainable_variables, strict=True
         ):
             average.assign(momentum * average.value + (1.0 - momentum) * value.value)
         return stop > 0
+
+    def _momentum(self, done: tf.Tensor) -> tf.Tensor | float:
+        """Weight of the average so far against the weights after step `done`."""
+        match self._plan.average:
+            case "ema":
+                return tf.minimum(self._plan.ema_momentum, done / (done + 10.0))
+            case "swa":
+                number = done - math.floor(self._plan.swa_start * self.total_steps)
+                return 1.0 - 1.0 / tf.maximum(number, 1.0)
+            case _:
+                return 0.0
 
     @contextmanager
     def _input(self) -> Iterator[Callable[[], tuple]]:
@@ -359,10 +390,11 @@ class Trainer:
           Metrics (the head's score by its name, `mae/<parameter>` in physical units) and
           outputs, each [N, P].
         """
-        parts = [
-            self._predict(self._validation.images[i : i + self._batch_size])
-            for i in range(0, len(self._validation), self._batch_size)
-        ]
+        inputs = self._validation_inputs
+        if inputs is None:
+            inputs = self._validation.images
+        starts = range(0, len(self._validation), self._batch_size)
+        parts = [self._predict(_rows(inputs, slice(i, i + self._batch_size))) for i in starts]
         outputs = {key: np.concatenate([part[key].numpy() for part in parts]) for key in parts[0]}
         tensors = {key: tf.constant(value) for key, value in outputs.items()}
         error = np.abs(self._head.error(self._truth, tensors)).mean(axis=0)
@@ -404,6 +436,15 @@ class Trainer:
             titles = [f"{self._targets.names[0]} {v:.2f}" for v in self._truth[:number, 0]]
             figure = plots.image_grid(self._validation.images[:number], titles)
             logger.picture("validation", step, "samples", plots.figure_to_png(figure))
+
+
+def _rows(
+    inputs: np.ndarray | Mapping[str, np.ndarray], rows: slice
+) -> np.ndarray | dict[str, np.ndarray]:
+    """Some rows of an array, or of each of several."""
+    if isinstance(inputs, Mapping):
+        return {name: array[rows] for name, array in inputs.items()}
+    return inputs[rows]
 
 
 def save_model(model: keras.Model, run: RunFolder) -> None:

@@ -9,7 +9,13 @@ from sklearn.metrics import mean_absolute_error
 
 from dlens_tf.errors import UserError
 from dlens_tf.evaluation import evaluate
+from dlens_tf.evaluation import recalibration as recalibrating
+from dlens_tf.evaluation.metrics import COVERAGE
+from dlens_tf.inference.posterior import Posterior
+from dlens_tf.io.files import file_checksum
+from dlens_tf.pipeline.build import build_dataset
 from dlens_tf.pipeline.reading import open_dataset, read_batches
+from dlens_tf.quantiles import MEDIAN, QUANTILE_LEVELS
 
 
 def stored(data_dir, split="test"):
@@ -32,6 +38,8 @@ def test_whole_evaluation_by_the_tool(make_run, tiny_data_dir, run_tool):
         "this model",
         "linear regression",
         "prior's centre",
+        "as the network says",
+        "as the network says",
     ]
 
     # Numbers against the model called here, on images read here, and scikit-learn.
@@ -45,7 +53,7 @@ def test_whole_evaluation_by_the_tool(make_run, tiny_data_dir, run_tool):
         entry = result["parameters"][name]
         truth = batch[f"parameters/{name}"]
         assert entry["metrics"]["mae"]["value"] == pytest.approx(
-            mean_absolute_error(truth, outputs["mean"][:, i]), rel=1e-4
+            mean_absolute_error(truth, outputs["quantiles"][:, i, MEDIAN]), rel=1e-4
         )
         centre = next(row for row in entry["rows"] if row["kind"] == "centre")
         middle = np.mean(run.targets[name].prior.support)
@@ -55,6 +63,15 @@ def test_whole_evaluation_by_the_tool(make_run, tiny_data_dir, run_tool):
         assert sum(b["count"] for b in entry["by_truth"]) == 8
         assert sum(b["count"] for b in entry["by_snr"]) == 8
         assert entry["rows"][0]["kind"] == "model"
+        before = entry["calibration"]["before"]
+        assert entry["calibration"]["after"] is None
+        assert before["metrics"] == entry["metrics"]
+        assert sum(before["pit"]["counts"]) == sum(before["sbc"]["counts"]) == 8
+        assert all(set(b["metrics"]) == set(COVERAGE) for b in before["by_snr"])
+    assert result["recalibration"] is None and result["joint"]["after"] is None
+    assert result["run"]["model_sha256"] == file_checksum(run.path / "model.keras")
+    assert result["run"]["training"] == {"data": "dataset", "images": None, "cost": None}
+    assert result["command"] == "python tools/evaluate.py --run_dir=runs/a_run --split=test"
     mass = result["parameters"]["log10_m_axion"]
     assert mass["rows"][-1]["kind"] == "limit"
     assert mass["rows"][0]["mae_over_limit"]["value"] == pytest.approx(
@@ -64,16 +81,28 @@ def test_whole_evaluation_by_the_tool(make_run, tiny_data_dir, run_tool):
 
     with np.load(folder / "test" / "predictions.npz", allow_pickle=False) as arrays:
         assert arrays["parameters"].tolist() == run.targets.names
-        np.testing.assert_allclose(arrays["mean"], outputs["mean"], rtol=1e-5)
+        np.testing.assert_allclose(arrays["mean"], outputs["mean"], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(arrays["stddev"], outputs["stddev"], rtol=1e-5)
+        assert tuple(arrays["quantile_levels"]) == QUANTILE_LEVELS
+        np.testing.assert_allclose(arrays["quantiles"], outputs["quantiles"], rtol=1e-4, atol=1e-6)
+        posterior = Posterior.from_outputs(
+            run.targets, run.model.get_layer("head").density_config, outputs
+        )
+        truth = np.stack([batch[f"parameters/{name}"] for name in run.targets.names], axis=-1)
+        np.testing.assert_allclose(arrays["cdf"], posterior.cdf(truth), atol=1e-5)
+        nll = result["joint"]["before"]["nll"]["value"]
+        assert nll == pytest.approx(-posterior.joint_log_prob(truth).mean(), rel=1e-4)
         np.testing.assert_array_equal(arrays["index"], batch["metadata/index"])
         np.testing.assert_array_equal(arrays["snr"], batch["metadata/snr"])
     plots = {p.name for p in (folder / "test").glob("*.png")}
     assert plots == {
         f"{name}_{plot}.png"
         for name in run.targets.names
-        for plot in ("scatter", "residuals", "by_truth", "by_snr", "calibration", "images")
-    }
+        for plot in (
+            "scatter", "residuals", "by_truth", "by_snr", "pit", "calibration", "sbc", "densities",
+            "images",
+        )
+    } | {"joint_tarp.png"}  # fmt: skip
     assert not list(folder.rglob("*.partial"))
 
 
@@ -83,10 +112,94 @@ def test_point_head_has_no_calibration(make_run):
     assert result["num_examples"] == 1
     entry = result["parameters"]["log10_m_axion"]
     assert set(entry["metrics"]) == {"mae", "rmse", "bias", "r2"}
+    assert entry["calibration"] is None and result["joint"] is None
     assert entry["metrics"]["mae"]["standard_error"] is None
     assert not (run.path / "evaluation/validation/log10_m_axion_calibration.png").exists()
     with np.load(run.path / "evaluation/validation/predictions.npz") as arrays:
-        assert "stddev" not in arrays
+        assert not {"stddev", "quantiles", "cdf"} & set(arrays)
+    with pytest.raises(UserError, match="point estimates without an uncertainty"):
+        evaluate.recalibrate_run(run.path, split="validation")
+
+
+@pytest.fixture(scope="module")
+def calibration_data_dir(tmp_path_factory):
+    """As the tiny data set, with a calibration split besides."""
+    data_dir = tmp_path_factory.mktemp("with_calibration")
+    sizes = {"train": 2, "validation": 2, "test": 4, "calibration": 24}
+    build_dataset("deeplense", "model_ii_instrument", data_dir, sizes=sizes, num_shards=1)
+    return data_dir
+
+
+def test_recalibration_is_learnt_kept_and_shown(make_run, calibration_data_dir, monkeypatch):
+    monkeypatch.setattr(recalibrating, "MIN_IMAGES", 24)
+    run = make_run()
+    fitted = evaluate.recalibrate_run(run.path, "temperature", data_dir=calibration_data_dir)
+    written = json.loads((run.path / "recalibration.json").read_text())
+    assert written == fitted.to_dict()
+    assert (written["split"], written["num_examples"]) == ("calibration", 24)
+    assert written["model_sha256"] == file_checksum(run.path / "model.keras")
+    assert str(calibration_data_dir) not in json.dumps(written)
+
+    # By hand: the PIT of the calibration images, and the temperature that makes it uniform.
+    batch = stored(calibration_data_dir, "calibration")
+    assert len(batch["image"]) == 24 and batch["metadata/index"].min() == 1_500_000_000
+    outputs = {k: np.asarray(v) for k, v in run.model(batch["image"]).items()}
+    head = run.model.get_layer("head").density_config
+    truth = np.stack([batch[f"parameters/{name}"] for name in run.targets.names], axis=-1)
+    pit = Posterior.from_outputs(run.targets, head, outputs).cdf(truth)
+    for i, name in enumerate(run.targets.names):
+        by_hand = recalibrating.fit_temperature(pit[:, i])
+        np.testing.assert_allclose(fitted.maps[name].calibrated, by_hand.calibrated, atol=1e-4)
+
+    result = evaluate.evaluate_run(run.path)
+    assert result["recalibration"]["method"] == "temperature"
+    assert any("recalibrated (temperature)" in note for note in result["notes"])
+    with np.load(run.path / "evaluation" / "test" / "predictions.npz") as arrays:
+        cdf = arrays["cdf"]
+    for i, name in enumerate(run.targets.names):
+        entry = result["parameters"][name]
+        before, after = entry["calibration"]["before"], entry["calibration"]["after"]
+        assert after["metrics"] == entry["metrics"] != before["metrics"]
+        inside = np.mean(np.abs(2.0 * cdf[:, i] - 1.0) <= 0.9)
+        assert after["metrics"]["coverage_90"]["value"] == pytest.approx(inside)
+    assert result["joint"]["before"]["nll"] != result["joint"]["after"]["nll"]
+
+
+def test_recalibration_of_another_model_stops(make_run, calibration_data_dir, monkeypatch):
+    monkeypatch.setattr(recalibrating, "MIN_IMAGES", 24)
+    run = make_run()
+    evaluate.recalibrate_run(run.path, "isotonic", data_dir=calibration_data_dir)
+    run.model.set_weights([w + 0.01 for w in run.model.get_weights()])
+    run.model.save(run.path / "model.keras")
+    with pytest.raises(UserError, match=r"was fitted to another model than .*; fit it again with"):
+        evaluate.evaluate_run(run.path)
+
+
+def test_missing_calibration_split_names_the_command(make_run, tiny_data_dir):
+    run = make_run()
+    other = f"{tiny_data_dir}_calibration"
+    with pytest.raises(UserError) as caught:
+        evaluate.recalibrate_run(run.path)
+    message = str(caught.value)
+    assert "has no calibration split; build one beside it with: python tools/build_" in message
+    assert f"--data_dir={other} --num_examples=1 --num_validation=1 --num_test=1" in message
+    assert "--num_calibration=2000, and name it with --calibration_data_dir=" in message
+    assert not (run.path / "recalibration.json").exists()
+    with pytest.raises(UserError, match=r"has no calibration split.*name it with --data_dir="):
+        evaluate.evaluate_run(run.path, "calibration")
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_no_recalibration_on_what_was_seen_or_is_told(make_run, split):
+    with pytest.raises(UserError, match=f"the {split} split is not for recalibration"):
+        evaluate.recalibrate_run(make_run().path, split=split)
+
+
+def test_too_few_images_to_recalibrate(make_run):
+    run = make_run()
+    with pytest.raises(UserError, match="at least 200 images, not 8"):
+        evaluate.recalibrate_run(run.path, split="validation")
+    assert not (run.path / "recalibration.json").exists()
 
 
 @pytest.mark.parametrize("front_end", ["flux", "smooth_residual"])
@@ -170,5 +283,7 @@ def test_truth_outside_the_prior_stops(make_run):
 
 
 def test_unknown_split(make_run):
-    with pytest.raises(UserError, match="unknown split 'tset'; valid: train, validation, test"):
+    with pytest.raises(
+        UserError, match="unknown split 'tset'; valid: train, validation, test, cal"
+    ):
         evaluate.evaluate_run(make_run().path, "tset")

@@ -1,12 +1,15 @@
+import dataclasses
 import json
 import math
 
 import numpy as np
 import pytest
+import scoringrules
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from dlens_tf.evaluation import metrics
+from dlens_tf.evaluation.calibration import gaussian_marginals
 from dlens_tf.parameters import CATALOGUE, ParameterSet, Uniform
 
 MASS = ParameterSet.from_priors({"log10_m_axion": Uniform(-24.0, -22.0)})["log10_m_axion"]
@@ -18,7 +21,8 @@ def predictions():
     rng = np.random.default_rng(1)
     truth = rng.uniform(-24.0, -22.0, 2000)
     stddev = rng.uniform(0.1, 0.5, 2000)
-    return truth, truth + 0.05 + stddev * rng.standard_normal(2000), stddev
+    mean = truth + 0.05 + stddev * rng.standard_normal(2000)
+    return truth, mean, stddev, gaussian_marginals(truth, mean, stddev)
 
 
 def value(result, name):
@@ -26,25 +30,28 @@ def value(result, name):
 
 
 def test_values_equal_scikit_learn_and_scipy(predictions):
-    truth, mean, stddev = predictions
-    result = metrics.compute_metrics(MASS, truth, mean, stddev)
+    truth, mean, stddev, marginals = predictions
+    result = metrics.compute_metrics(MASS, truth, mean, marginals)
     expected = {
         "mae": sklearn_metrics.mean_absolute_error(truth, mean),
         "rmse": sklearn_metrics.root_mean_squared_error(truth, mean),
         "r2": sklearn_metrics.r2_score(truth, mean),
         "bias": np.mean(mean - truth),
         "nll": -np.mean(stats.norm.logpdf(truth, mean, stddev)),
+        "crps": np.mean(scoringrules.crps_normal(truth, mean, stddev)),
+        "width_68": np.mean(np.diff(stats.norm.interval(0.68, mean, stddev), axis=0)),
+        "contraction": 1.0 - np.mean(stddev**2) / stats.uniform(-24.0, 2.0).var(),
     }
-    for level in (68, 95):
+    for level in (50, 68, 90, 95):
         low, high = stats.norm.interval(level / 100, mean, stddev)
         expected[f"coverage_{level}"] = np.mean((low <= truth) & (truth <= high))
     assert {name: value(result, name) for name in result} == pytest.approx(expected, rel=1e-12)
 
 
 def test_errors_equal_the_analytic_ones(predictions):
-    truth, mean, stddev = predictions
+    truth, mean, stddev, marginals = predictions
     error = mean - truth
-    result = metrics.compute_metrics(MASS, truth, mean, stddev, resamples=4000)
+    result = metrics.compute_metrics(MASS, truth, mean, marginals, resamples=4000)
     root_n = math.sqrt(len(truth))
     rmse = np.sqrt(np.mean(error**2))
     fraction = value(result, "coverage_68")
@@ -96,9 +103,10 @@ def test_angles_are_compared_the_shorter_way_round():
 
 
 def test_no_example_and_one_example_are_honest():
-    none = metrics.compute_metrics(MASS, [], [], [])
+    none = metrics.compute_metrics(MASS, [], [], gaussian_marginals(*np.ones((3, 0))))
     assert all(v == {"value": None, "standard_error": None} for v in none.values())
-    one = metrics.compute_metrics(MASS, [-23.0], [-22.5], [0.25])
+    point = np.array([[-23.0], [-22.5], [0.25]])
+    one = metrics.compute_metrics(MASS, point[0], point[1], gaussian_marginals(*point))
     assert value(one, "mae") == pytest.approx(0.5)
     assert value(one, "r2") is None
     assert all(estimate["standard_error"] is None for estimate in one.values())
@@ -115,19 +123,40 @@ def test_shapes_must_agree():
     with pytest.raises(ValueError, match="shapes differ"):
         metrics.compute_metrics(MASS, np.zeros(3), np.zeros(2))
     with pytest.raises(ValueError, match="shapes differ"):
-        metrics.compute_metrics(MASS, np.zeros(3), np.zeros(3), np.zeros(1))
+        marginals = gaussian_marginals(*np.ones((3, 1)))
+        metrics.compute_metrics(MASS, np.zeros(3), np.zeros(3), marginals)
+
+
+def test_excluded_truth_leaves_no_likelihood_and_the_rest_alone(predictions):
+    truth, mean, _, marginals = predictions
+    log_prob = marginals.log_prob.copy()
+    log_prob[7] = -np.inf
+    whole = metrics.compute_metrics(MASS, truth, mean, marginals, resamples=10)
+    excluded = dataclasses.replace(marginals, log_prob=log_prob)
+    result = metrics.compute_metrics(MASS, truth, mean, excluded, resamples=10)
+    assert result.pop("nll") == {"value": None, "standard_error": None}
+    assert result == {name: whole[name] for name in result}
+    nll = metrics.estimate_mean(-log_prob, resamples=10)
+    assert nll == {"value": None, "standard_error": None}
+
+
+def test_mean_of_values_has_its_analytic_error():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    estimate = metrics.estimate_mean(values, resamples=4000)
+    assert estimate["value"] == pytest.approx(values.mean())
+    assert estimate["standard_error"] == pytest.approx(values.std() / 20.0, rel=0.06)
 
 
 def test_bins_sum_to_the_whole(predictions):
-    truth, mean, stddev = predictions
+    truth, mean, stddev, marginals = predictions
     for by, edges in [
         (truth, metrics.equal_edges(MASS)),
         (stddev, metrics.quantile_edges(stddev)),
     ]:
-        bins = metrics.binned_metrics(MASS, truth, mean, stddev, by, edges, resamples=10)
+        bins = metrics.binned_metrics(MASS, truth, mean, marginals, by, edges, resamples=10)
         counts = np.array([b["count"] for b in bins])
         assert counts.sum() == len(truth)
-        whole = metrics.compute_metrics(MASS, truth, mean, stddev, resamples=10)
+        whole = metrics.compute_metrics(MASS, truth, mean, marginals, resamples=10)
         for name in ("mae", "bias", "nll", "coverage_95"):
             pooled = np.sum(counts * [value(b["metrics"], name) for b in bins]) / len(truth)
             assert pooled == pytest.approx(value(whole, name), rel=1e-9)

@@ -3,8 +3,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
-from dlens_tf.evaluation import metrics, plots
+from dlens_tf.evaluation import calibration, metrics, plots
 from dlens_tf.parameters import ParameterSet, Uniform
 
 MASS = ParameterSet.from_priors({"log10_m_axion": Uniform(-24.0, -22.0)})["log10_m_axion"]
@@ -56,13 +57,59 @@ def test_bins_with_empty_ones_and_a_limit_of_zero():
     drawn(plots.snr_bins_figure([("model", "this model", bins[-1:])], MASS))
 
 
-def test_calibration_shows_the_coverage_that_was_planted():
-    truth, mean, stddev = predictions(4000)
-    right = plots.calibration_figure(truth, mean, stddev, MASS).axes[1]
-    curve = next(line for line in right.lines if line.get_label() == "examples")
+def line(axis, label):
+    return next(line for line in axis.lines if line.get_label() == label)
+
+
+def test_coverage_shows_what_was_planted():
+    z = np.random.default_rng(0).standard_normal(4000)
+    right = stats.norm.cdf(z)
+    figure = plots.coverage_figure({"before": right}, MASS)
+    curve = line(figure.axes[0], plots.STATES["before"])
     np.testing.assert_allclose(curve.get_ydata(), curve.get_xdata(), atol=0.03)
-    figure = plots.calibration_figure(truth, mean, 0.01 * stddev, MASS)
-    assert any("beyond" in text.get_text() for text in figure.axes[0].get_legend().get_texts())
+    # Deviations that are half of what they should be: 68 % intervals hold 38 % of the truths.
+    figure = plots.coverage_figure({"before": stats.norm.cdf(2.0 * z), "after": right}, MASS)
+    off = line(figure.axes[1], plots.STATES["before"])
+    expected = 2.0 * stats.norm.cdf(0.5 * stats.norm.ppf(0.84)) - 1.0
+    at_68 = np.interp(0.68, off.get_xdata(), off.get_ydata())
+    assert at_68 == pytest.approx(100.0 * (expected - 0.68), abs=3.0)
+    after = line(figure.axes[1], plots.STATES["after"]).get_ydata()
+    assert np.abs(after).max() < 3.0
+    drawn(figure)
+
+
+@pytest.mark.parametrize("states", [["before"], ["before", "after"]])
+@pytest.mark.parametrize("num", [1, 300])
+def test_histograms_and_tarp_of_any_number(states, num):
+    rng = np.random.default_rng(0)
+    pit = {state: rng.uniform(size=num) for state in states}
+    ranks = {state: rng.integers(calibration.NUM_SAMPLES + 1, size=num) for state in states}
+    histogram = plots.pit_figure(pit, MASS)
+    labels = [text.get_text() for text in histogram.axes[0].get_legend().get_texts()]
+    assert labels == ["calibrated (95 %)", *(plots.STATES[state] for state in states)]
+    for figure in (histogram, plots.sbc_figure(ranks, MASS), plots.tarp_figure(pit)):
+        assert drawn(figure).std() > 0
+
+
+def test_distribution_of_ranks_is_flat_for_all_ranks_once():
+    ranks = np.arange(calibration.NUM_SAMPLES + 1)
+    right = plots.sbc_figure({"before": ranks}, MASS).axes[1]
+    curve = line(right, plots.STATES["before"])
+    np.testing.assert_allclose(curve.get_ydata(), 0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("num", [1, 3, 8])
+def test_densities_show_each_truth(num):
+    values = np.linspace(-24.0, -22.0, 101)
+    truth = np.linspace(-23.5, -22.5, num)
+    density = stats.norm.pdf(values, truth[:, np.newaxis], 0.2)
+    quantiles = truth[:, np.newaxis] + 0.2 * stats.norm.ppf([0.16, 0.5, 0.84])
+    figure = plots.densities_figure(values, density, quantiles, truth, MASS)
+    panels = [axis for axis in figure.axes if axis.get_visible()]
+    for axis, value in zip(panels, truth, strict=True):
+        assert any(
+            line.get_xdata()[0] == value for line in axis.lines if line.get_color() == plots.RED
+        )
     drawn(figure)
 
 

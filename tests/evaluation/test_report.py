@@ -18,6 +18,17 @@ def estimate(value, error=None):
     return {"value": value, "standard_error": error}
 
 
+def state(coverage):
+    test = {"statistic": 1.0, "p_value": 0.37}
+    metrics = {name: estimate(0.25, 0.004) for name in report.CALIBRATION}
+    metrics["coverage_68"] = estimate(coverage, 0.02)
+    return {
+        "metrics": metrics,
+        "pit": {"counts": [1, 2], "ks": {**test, "p_value": 1e-7}, "chi2": test},
+        "sbc": {"counts": [1, 2], "chi2": test},
+    }
+
+
 @pytest.fixture
 def result():
     metrics = {"mae": estimate(0.1284, 0.0041), "bias": estimate(-0.0001, 0.02)}
@@ -25,7 +36,7 @@ def result():
     row = {"name": "this model", "source": "resnet", "metrics": metrics, "kind": "model"}
     limit = {"name": "information limit", "source": "brute force", "kind": "limit"}
     return {
-        "format_version": 1,
+        "format_version": 2,
         "created": "2026-01-01T00:00:00+00:00",
         "run": {
             "name": "my_run",
@@ -47,6 +58,14 @@ def result():
         "num_available": 10,
         "bootstrap": {"resamples": 1000, "seed": 0},
         "notes": ["a note"],
+        "recalibration": {"method": "isotonic", "num_examples": 2000, "split": "calibration"},
+        "joint": {
+            "before": {
+                "nll": estimate(-0.51, 0.02),
+                "tarp": {"ks": {"p_value": 1e-9}, "upper_area": -0.031},
+            },
+            "after": None,
+        },
         "parameters": {
             "log10_m_axion": {
                 "unit": "log10(eV)",
@@ -57,6 +76,7 @@ def result():
                 "by_truth": bins,
                 "by_snr": [],
                 "limit_by_truth": [0.05],
+                "calibration": {"before": state(0.61), "after": state(0.69)},
                 "rows": [
                     {**row, "mae_over_limit": estimate(2.42, 0.1)},
                     {**limit, "metrics": {"mae": estimate(0.053, 0.002)}, "mae_over_limit": None},
@@ -100,6 +120,10 @@ def test_page_parses_and_is_self_contained(result):
     for text in ("0.128 ± 0.004", "2.42 ± 0.10", "information limit", "brute force", "a note"):
         assert text in checker.text
     assert "Axion mass in eV" in checker.text
+    for text in ("0.61 ± 0.02", "0.69 ± 0.02", "as the network says", "recalibrated", "<0.0001"):
+        assert text in checker.text
+    assert "-0.51 ± 0.02" in checker.text and "-0.031" in checker.text
+    assert "isotonic, on 2000" in checker.text
 
 
 def test_hostile_names_are_escaped(result):
@@ -118,6 +142,22 @@ def test_hostile_names_are_escaped(result):
     assert "script" not in checker.tags
     assert [k for k, _ in checker.attributes if k.startswith("on")] == []
     assert hostile in checker.text
+
+
+def test_point_estimates_have_no_calibration(result):
+    result["joint"] = result["recalibration"] = None
+    result["parameters"]["log10_m_axion"]["calibration"] = None
+    page = Checker(report.render_html(result, {"log10_m_axion": {"scatter": PNG}})).text
+    assert "as the network says" not in page and "TARP" not in page
+    assert report.calibration_table(result) == ""
+
+
+def test_calibration_table(result):
+    lines = report.calibration_table(result).splitlines()
+    assert lines[0].startswith("log10_m_axion [dex]") and "in 68 %" in lines[0]
+    assert lines[1].startswith("as the network says") and "0.61 ± 0.02" in lines[1]
+    assert lines[2].startswith("recalibrated") and "<0.0001" in lines[2] and "0.37" in lines[2]
+    assert len(lines) == 3
 
 
 def test_text_table(result):

@@ -49,12 +49,12 @@ def test_what_is_no_bundle(exported_run, tmp_path):
 def test_damaged_manifest(bundle):
     path = bundle / "assets.extra" / "dlens_manifest.json"
     config = json.loads(path.read_text())
-    for content in ("{", "[]", json.dumps({**config, "parameters": 1}), json.dumps({"format": 1})):
+    for content in ("{", "[]", json.dumps({**config, "parameters": 1}), json.dumps({"format": 2})):
         path.write_text(content)
         with pytest.raises(UserError, match="is damaged; export the model again"):
             Manifest.read(bundle)
     path.write_text(json.dumps({**config, "format": 99}))
-    with pytest.raises(UserError, match="is of format 99, this version of dlens_tf reads 1"):
+    with pytest.raises(UserError, match="is of format 99, this version of dlens_tf reads 2"):
         Manifest.read(bundle)
     path.unlink()
     with pytest.raises(UserError, match=r"has no assets\.extra/dlens_manifest\.json"):

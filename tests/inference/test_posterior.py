@@ -3,37 +3,57 @@ import sys
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, special, stats
 
 from dlens_tf.errors import UserError
-from dlens_tf.inference.posterior import QUANTILE_LEVELS, Posterior
+from dlens_tf.inference.posterior import Posterior
 from dlens_tf.parameters import ParameterSet, Uniform
+from dlens_tf.quantiles import QUANTILE_LEVELS
 
 PARAMETERS = ParameterSet.from_priors(
     {"log10_m_axion": Uniform(-24.0, -22.0), "theta_E": Uniform(1.0, 1.8)}
 )
-MEAN = np.array([[-22.5, 1.2], [-23.25, 1.6], [-22.0, 1.0]])
-STDDEV = np.array([[0.1, 0.01], [0.3, 0.02], [0.05, 0.1]])
-LAW = stats.norm(MEAN, STDDEV)
+LOW, HIGH = PARAMETERS.supports.T
+MODE = np.array([[-22.5, 1.2], [-23.25, 1.6], [-22.1, 1.05]])
+WIDTH = np.array([[0.1, 0.01], [0.3, 0.02], [0.05, 0.1]])
+LAW = stats.truncnorm((LOW - MODE) / WIDTH, (HIGH - MODE) / WIDTH, MODE, WIDTH)
+GAUSSIAN = {"kind": "gaussian"}
+
+
+def gaussian_outputs():
+    place, relative = (MODE - LOW) / (HIGH - LOW), WIDTH / (HIGH - LOW)
+    numbers = np.concatenate(
+        [special.logit(place), special.logit((relative - 3e-4) / (2.0 - 3e-4))], -1
+    )
+    return {"mean": LAW.mean(), "stddev": LAW.std(), "density": numbers}
 
 
 @pytest.fixture
 def posterior():
-    return Posterior(PARAMETERS, MEAN, STDDEV)
+    """Truncated normal laws, which SciPy knows too."""
+    return Posterior.from_outputs(PARAMETERS, GAUSSIAN, gaussian_outputs())
 
 
-def test_quantiles_are_those_of_a_normal_law(posterior):
+def test_quantiles(posterior):
     quantiles = posterior.quantiles()
     assert quantiles.shape == (3, 2, 5)
     for q, level in enumerate(QUANTILE_LEVELS):
-        np.testing.assert_allclose(quantiles[..., q], LAW.ppf(level), rtol=1e-12)
-    np.testing.assert_array_equal(posterior.quantiles([0.5])[..., 0], MEAN)
+        np.testing.assert_allclose(quantiles[..., q], LAW.ppf(level), rtol=1e-9)
+    np.testing.assert_array_equal(posterior.median, quantiles[..., 2])
 
 
 def test_interval(posterior):
     low, high = np.moveaxis(posterior.interval(0.9), -1, 0)
-    np.testing.assert_allclose(LAW.cdf(high) - LAW.cdf(low), 0.9, rtol=1e-12)
-    np.testing.assert_allclose(0.5 * (low + high), MEAN, rtol=1e-12)
+    np.testing.assert_allclose(LAW.cdf(low), 0.05, rtol=1e-6)
+    np.testing.assert_allclose(LAW.cdf(high), 0.95, rtol=1e-6)
+
+
+def test_cdf_broadcasts(posterior):
+    values = np.array([[-22.4, 1.21], [-24.0, 1.5], [-22.0, 1.8]])
+    np.testing.assert_allclose(posterior.cdf(values), LAW.cdf(values), atol=1e-12)
+    many = np.stack([values, values - 0.1, values + 9.0])
+    np.testing.assert_allclose(posterior.cdf(many), LAW.cdf(many), atol=1e-12)
+    np.testing.assert_allclose(posterior.cdf([-22.4, 1.21]), LAW.cdf([[-22.4, 1.21]]), atol=1e-12)
 
 
 @pytest.mark.parametrize("levels", [[0.0], [1.0], [0.5, 1.2], [np.nan]])
@@ -47,33 +67,51 @@ def test_levels_out_of_range(posterior, levels):
 def test_samples(posterior):
     samples = posterior.samples(4000, seed=3)
     assert samples.shape == (4000, 3, 2)
-    # 5 standard errors of the mean and of the standard deviation.
-    np.testing.assert_allclose((samples.mean(0) - MEAN) / STDDEV, 0.0, atol=5 / np.sqrt(4000))
-    np.testing.assert_allclose(samples.std(0) / STDDEV, 1.0, atol=5 / np.sqrt(8000))
+    assert ((samples >= LOW) & (samples <= HIGH)).all()
+    for n, p in np.ndindex(3, 2):
+        probability = LAW.cdf(samples)[:, n, p]
+        assert stats.kstest(probability, "uniform").pvalue > 1e-4
     np.testing.assert_array_equal(samples, posterior.samples(4000, seed=3))
     assert (samples != posterior.samples(4000, seed=4)).all()
 
 
 def test_log_prob(posterior):
     values = np.array([[-22.4, 1.21], [-24.0, 1.5], [-22.0, 1.0]])
-    np.testing.assert_allclose(posterior.log_prob(values), LAW.logpdf(values), rtol=1e-12)
-    many = np.stack([values, values + 0.1])
-    np.testing.assert_allclose(posterior.log_prob(many), LAW.logpdf(many), rtol=1e-12)
+    np.testing.assert_allclose(posterior.log_prob(values), LAW.logpdf(values), rtol=1e-9)
+    joint = LAW.logpdf(values).sum(axis=-1)
+    np.testing.assert_allclose(posterior.joint_log_prob(values), joint, rtol=1e-9)
+    many = np.stack([values, values - 0.001])
+    expected = LAW.logpdf(many)  # SciPy too: -inf below the support
+    assert (expected == -np.inf).sum() == 2
+    np.testing.assert_allclose(posterior.log_prob(many), expected, rtol=1e-9)
+    np.testing.assert_allclose(posterior.joint_log_prob(many), expected.sum(-1), rtol=1e-9)
+
+
+def test_select(posterior):
+    for rows in ([2, 0], slice(1, 3), np.array([True, False, True])):
+        part = posterior.select(rows)
+        assert len(part) == 2
+        np.testing.assert_array_equal(part.quantiles(), posterior.quantiles()[rows])
+        np.testing.assert_array_equal(part.mean, posterior.mean[rows])
 
 
 def test_point_estimates_have_no_width():
-    posterior = Posterior(PARAMETERS, MEAN)
+    posterior = Posterior.from_outputs(PARAMETERS, {"kind": "point"}, {"mean": MODE})
     calls = [
         posterior.quantiles,
         posterior.interval,
         lambda: posterior.samples(1, seed=0),
-        lambda: posterior.log_prob(MEAN),
+        lambda: posterior.log_prob(MODE),
+        lambda: posterior.joint_log_prob(MODE),
+        lambda: posterior.cdf(MODE),
+        lambda: posterior.median,
     ]
     for call in calls:
         with pytest.raises(UserError, match="point estimates without an uncertainty"):
             call()
     assert [c.name for c in posterior.columns()] == ["log10_m_axion_mean", "theta_E_mean"]
     assert posterior.describe(0) == "log10_m_axion = -22.500 log10(eV), theta_E = 1.200 arcsec"
+    np.testing.assert_array_equal(posterior.select([1]).mean, MODE[1:2])
 
 
 def test_columns(posterior):
@@ -90,19 +128,60 @@ def test_columns(posterior):
 
 
 def test_describe(posterior):
+    mean, stddev = LAW.mean()[1], LAW.std()[1]
     assert posterior.describe(1) == (
-        "log10_m_axion = -23.250 ± 0.300 log10(eV), theta_E = 1.600 ± 0.020 arcsec"
+        f"log10_m_axion = {mean[0]:.3f} ± {stddev[0]:.3f} log10(eV), "
+        f"theta_E = {mean[1]:.3f} ± {stddev[1]:.3f} arcsec"
     )
 
 
-def test_wrong_shapes_and_widths():
-    with pytest.raises(ValueError, match=r"expected \[N, 2\]"):
-        Posterior(PARAMETERS, MEAN[:, :1])
-    with pytest.raises(ValueError, match="stddev has shape"):
-        Posterior(PARAMETERS, MEAN, STDDEV[:2])
+def test_wrong_outputs():
+    outputs = gaussian_outputs()
+    for name in ("mean", "stddev", "density"):
+        with pytest.raises(ValueError, match=rf"{name} has shape .*, expected"):
+            Posterior.from_outputs(PARAMETERS, GAUSSIAN, {**outputs, name: outputs[name][..., :1]})
     for bad in (0.0, -1.0, np.nan):
         with pytest.raises(ValueError, match="must be positive"):
-            Posterior(PARAMETERS, MEAN, STDDEV * bad)
+            Posterior.from_outputs(PARAMETERS, GAUSSIAN, {**outputs, "stddev": bad * WIDTH})
+    with pytest.raises(UserError, match="outputs of a gaussian head lack 'density'"):
+        Posterior.from_outputs(PARAMETERS, GAUSSIAN, {"mean": MODE, "stddev": WIDTH})
+    with pytest.raises(UserError, match="unknown density 'histogram'"):
+        Posterior.from_outputs(PARAMETERS, {"kind": "histogram"}, outputs)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "covariance", "mixture", "spline", "flow"])
+def test_python_agrees_with_the_graph(kind):
+    """What the head answers in float32 is what Python makes of its density, and of integrals."""
+    import tensorflow as tf
+
+    from dlens_tf.models import HEADS
+
+    head = HEADS[kind].for_targets(PARAMETERS, "nll")
+    noise = np.random.default_rng(0).normal(size=(4, head.density.num_numbers))
+    numbers = tf.constant(head.density.initial_numbers() + 0.5 * noise, tf.float32)
+    outputs = {name: value.numpy() for name, value in tf.function(head.answers)(numbers).items()}
+    posterior = Posterior.from_outputs(PARAMETERS, head.density_config, outputs)
+    width = (HIGH - LOW)[:, np.newaxis]
+    quantiles = (posterior.quantiles() - outputs["quantiles"]) / width
+    np.testing.assert_allclose(quantiles, 0.0, atol=3e-5)
+    truth = np.float32(LOW + (HIGH - LOW) * np.random.default_rng(1).random((4, 2)))
+    score = -posterior.joint_log_prob(truth) / 2.0 - np.log(PARAMETERS.stds).mean()
+    np.testing.assert_allclose(head.score(truth, outputs), score, rtol=1e-3, atol=1e-3)
+    grid = np.linspace(LOW, HIGH, 501)[:, np.newaxis] * np.ones((4, 1))
+    mean = HIGH - integrate.trapezoid(posterior.cdf(grid), grid, axis=0)
+    np.testing.assert_allclose(outputs["mean"], mean, atol=2e-3)
+
+
+def test_many_images_go_through_in_parts(posterior, monkeypatch):
+    from dlens_tf.inference import posterior as module
+
+    def answers():
+        return posterior.quantiles(), posterior.log_prob(MODE), posterior.samples(5, seed=0)
+
+    expected = answers()
+    monkeypatch.setattr(module, "_VALUES_AT_ONCE", 1)
+    for value, other in zip(answers(), expected, strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-12)
 
 
 def test_needs_no_tensorflow():

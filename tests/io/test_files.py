@@ -4,7 +4,13 @@ import os
 import pytest
 
 from dlens_tf.errors import UserError
-from dlens_tf.io.files import atomic_write, check_not_input, check_readable, expand_patterns
+from dlens_tf.io.files import (
+    atomic_write,
+    check_not_input,
+    check_readable,
+    expand_patterns,
+    file_checksum,
+)
 
 
 @pytest.fixture
@@ -43,6 +49,14 @@ def test_unreadable(folder):
     with pytest.raises(UserError, match="no such file"):
         check_readable(folder / "z.npy")
     check_readable(folder / "a.npy")
+
+
+def test_checksum(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    # FIPS 180-2, appendix B.1
+    assert file_checksum(tmp_path / "abc") == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 def test_output_is_no_input(folder):

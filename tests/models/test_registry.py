@@ -18,7 +18,7 @@ SPECS = [
     ModelSpec("resnet", SMALL["resnet"], "gaussian", "nll"),
     ModelSpec("resnet", SMALL["resnet"], "point", "huber"),
     ModelSpec("resnet", SMALL["resnet"], "gaussian", "beta_nll", "smooth_residual"),
-    ModelSpec("vit", SMALL["vit"], "gaussian", "nll"),
+    ModelSpec("vit", SMALL["vit"], "spline", "crps", head_options={"bins": 8}),
     ModelSpec("vit", SMALL["vit"], "point", "mae"),
 ]
 # The front end of photon counts has a noise law of its own.
@@ -64,12 +64,13 @@ def model(case, sample):
 def test_outputs_are_float32_in_physical_units_near_the_prior(model, spec, sample):
     images, _, targets = sample
     outputs = model(images)
-    assert set(outputs) == ({"mean", "stddev"} if spec.head == "gaussian" else {"mean"})
-    for value in outputs.values():
-        assert value.shape == (12, 2)
+    names = {"mean", "stddev", "quantiles", "density"} if spec.head != "point" else {"mean"}
+    assert set(outputs) == names
+    for name, value in outputs.items():
+        assert value.shape[:2] == (12, 2) or name == "density"
         assert value.dtype == tf.float32
     np.testing.assert_allclose(outputs["mean"] - targets.means, 0.0, atol=0.1)
-    if spec.head == "gaussian":
+    if spec.head != "point":
         np.testing.assert_allclose(outputs["stddev"] / targets.stds, 1.0, atol=0.1)
 
 

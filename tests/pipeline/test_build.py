@@ -151,6 +151,18 @@ def test_second_build_of_the_same_is_refused(reference, build, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["deeplense"]
 
 
+def test_calibration_split_leaves_the_others_as_they_are(reference, build, tmp_path):
+    sizes = {**SIZES, "calibration": 4}
+    built = contents(build(tmp_path, sizes=sizes))
+    shards = {name: records for name, records in contents(reference).items() if "tfrecord" in name}
+    assert len(shards) == 6
+    assert {name: built[name] for name in shards} == shards
+    more = {name for name in built if "tfrecord" in name} - set(shards)
+    assert more == {f"deeplense-calibration.tfrecord-0000{i}-of-00002" for i in (0, 1)}
+    with pytest.raises(UserError, match="exists with sizes_per_class"):
+        build(tmp_path)
+
+
 def test_other_processes_write_the_same_records(reference, tmp_path):
     """Protobuf orders features by a seed that each process has for itself."""
     process = start_build(tmp_path, workers=1)

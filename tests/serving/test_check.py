@@ -8,7 +8,6 @@ import tensorflow as tf
 from dlens_tf.errors import UserError
 from dlens_tf.inference.bundle import Manifest
 from dlens_tf.serving.check import check_bundle
-from dlens_tf.serving.signatures import add_quantiles
 from dlens_tf.serving.warmup import write_warmup_requests
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 64, 64, 1)).astype(np.float32)
@@ -19,8 +18,7 @@ def model(exported_run):
     keras_model = keras.models.load_model(exported_run / "model.keras")
 
     def call(images):
-        outputs = add_quantiles(keras_model(images))
-        return {name: np.array(value) for name, value in outputs.items()}
+        return {name: np.array(value) for name, value in keras_model(images).items()}
 
     return call
 
@@ -58,6 +56,17 @@ def test_tolerance_is_relative_to_the_prior(bundle, model):
         return outputs
 
     check(bundle, shifted)
+
+
+@pytest.mark.parametrize("change", [2e-4, np.nan])
+def test_difference_of_the_density(bundle, model, change):
+    def shifted(images):
+        outputs = model(images)
+        outputs["density"][:, 1] += change * np.maximum(1.0, np.abs(outputs["density"][:, 1]))
+        return outputs
+
+    with pytest.raises(UserError, match="export check failed: density from serve_density of 1"):
+        check(bundle, shifted)
 
 
 def test_missing_output(bundle, model):

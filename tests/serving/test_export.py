@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from scipy import stats
 
 from dlens_tf.errors import UserError
 from dlens_tf.serving import export
@@ -27,37 +26,37 @@ def bundle(exported_run):
 @pytest.fixture(scope="module")
 def expected(exported_run):
     outputs = keras.models.load_model(exported_run / "model.keras")(IMAGES)
-    mean, stddev = (np.asarray(outputs[key], np.float64) for key in ("mean", "stddev"))
-    quantiles = stats.norm(mean[..., None], stddev[..., None]).ppf(LEVELS)
-    return {"mean": mean, "stddev": stddev, "quantiles": quantiles}
+    return {name: np.asarray(value) for name, value in outputs.items()}
 
 
 def inputs(signature: str, batch: int):
-    if signature == "serving_default":
+    if signature != "serve_bytes":
         return "image", IMAGES[:batch]
     rows = [image.ravel(order="C").astype("<f4").tobytes() for image in IMAGES[:batch]]
     return "image_bytes", np.array(rows, dtype=object)
 
 
-def assert_equal(served, expected, batch):
-    assert set(served) == set(expected)
+def assert_equal(served, expected, batch, signature="serving_default"):
+    has_density = signature == "serve_density"
+    assert set(served) == {"mean", "stddev", "quantiles"} | ({"density"} if has_density else set())
     for name, value in served.items():
         assert value.dtype == np.float32
         # The narrower prior is 0.7 wide, so this is 1e-5 of it.
-        np.testing.assert_allclose(value, expected[name][:batch], rtol=0, atol=7e-6)
+        tolerance = 1e-4 if name == "density" else 7e-6
+        np.testing.assert_allclose(value, expected[name][:batch], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-@pytest.mark.parametrize("signature", ["serving_default", "serve_bytes"])
+@pytest.mark.parametrize("signature", ["serving_default", "serve_bytes", "serve_density"])
 def test_python_loader_equals_model(bundle, expected, signature, batch):
     loaded = tf.saved_model.load(str(bundle))
     key, value = inputs(signature, batch)
     served = loaded.signatures[signature](**{key: tf.constant(value)})
-    assert_equal({k: v.numpy() for k, v in served.items()}, expected, batch)
+    assert_equal({k: v.numpy() for k, v in served.items()}, expected, batch, signature)
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-@pytest.mark.parametrize("signature", ["serving_default", "serve_bytes"])
+@pytest.mark.parametrize("signature", ["serving_default", "serve_bytes", "serve_density"])
 def test_session_loader_equals_model(bundle, expected, signature, batch):
     key, value = inputs(signature, batch)
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
@@ -67,7 +66,7 @@ def test_session_loader_equals_model(bundle, expected, signature, batch):
             {name: output.name for name, output in definition.outputs.items()},
             {definition.inputs[key].name: value},
         )
-    assert_equal(served, expected, batch)
+    assert_equal(served, expected, batch, signature)
 
 
 @pytest.mark.parametrize("length", [0, 4, 16380, 16388, 32768])
@@ -108,6 +107,8 @@ def test_layout_and_manifest(exported_run, bundle):
     assert manifest["parameters"] == run["targets"]
     assert [p["unit"] for p in manifest["parameters"]] == ["log10(eV)", "arcsec"]
     assert manifest["quantile_levels"] == LEVELS
+    assert manifest["head"] == {"kind": "gaussian"}
+    assert manifest["recalibration"] is None
     assert manifest["image"]["shape"] == [64, 64, 1]
     assert manifest["image"]["pixel_scale"] == 0.101
     assert manifest["instrument"] == "euclid_vis_2021"
@@ -120,7 +121,10 @@ def test_layout_and_manifest(exported_run, bundle):
     }
     assert manifest["git_commit"] == "0" * 40
     assert manifest["metrics"] is None
-    assert set(manifest["signatures"]) == {"serving_default", "serve_bytes"}
+    signatures = {"serving_default", "serve_bytes", "serve_density"}
+    assert set(manifest["signatures"]) == signatures
+    density = manifest["signatures"]["serve_density"]["outputs"]["density"]
+    assert density == {"dtype": "float32", "shape": [None, 4]}
     assert manifest["signatures"]["serve_bytes"] == {
         "inputs": {"image_bytes": {"dtype": "string", "shape": [None]}},
         "outputs": {
@@ -166,7 +170,7 @@ def test_failed_check_leaves_nothing(write_run, tmp_path, monkeypatch):
 
     def write_another(model, *arguments):
         other = keras.models.clone_model(model)
-        other.set_weights([w * 1.0001 for w in model.get_weights()])
+        other.set_weights([w * 1.01 for w in model.get_weights()])
         write(other, *arguments)
 
     monkeypatch.setattr(export, "write_saved_model", write_another)
@@ -230,7 +234,7 @@ def test_saved_model_cli(bundle, expected, tmp_path):
         return done.stdout
 
     text = saved_model_cli("show", "--dir", str(bundle), "--all")
-    for name in ("serving_default", "serve_bytes"):
+    for name in ("serving_default", "serve_bytes", "serve_density"):
         assert f"signature_def['{name}']" in text
     assert "shape: (-1, 64, 64, 1)" in text
     np.save(tmp_path / "images.npy", IMAGES)
@@ -238,5 +242,5 @@ def test_saved_model_cli(bundle, expected, tmp_path):
         "run", "--dir", str(bundle), "--tag_set", "serve", "--signature_def", "serving_default",
         "--inputs", f"image={tmp_path / 'images.npy'}", "--outdir", str(tmp_path),
     )  # fmt: skip
-    served = {name: np.load(tmp_path / f"{name}.npy") for name in expected}
+    served = {name: np.load(tmp_path / f"{name}.npy") for name in ("mean", "stddev", "quantiles")}
     assert_equal(served, expected, 7)

@@ -1,22 +1,22 @@
-import numpy as np
 import pytest
-import tensorflow as tf
-from scipy import stats
 
-from dlens_tf.serving.signatures import add_quantiles
+from dlens_tf.serving.signatures import served
 
-
-def test_quantiles_are_those_of_a_normal_law():
-    mean = tf.constant([[-22.5, 1.2], [-23.0, 1.5]])
-    stddev = tf.constant([[0.1, 0.01], [0.4, 0.2]])
-    quantiles = add_quantiles({"mean": mean, "stddev": stddev})["quantiles"].numpy()
-    law = stats.norm(mean.numpy()[..., None], stddev.numpy()[..., None])
-    expected = law.ppf([0.025, 0.16, 0.5, 0.84, 0.975])
-    np.testing.assert_allclose(quantiles, expected, rtol=1e-6)
-    assert quantiles.dtype == np.float32
+OUTPUTS = {name: object() for name in ("mean", "stddev", "quantiles", "density", "features")}
 
 
-@pytest.mark.parametrize("extra", [{}, {"features": tf.zeros([2, 9])}])
-def test_point_estimates_have_a_mean_only(extra):
-    mean = tf.zeros([2, 2])
-    assert list(add_quantiles({"mean": mean, **extra})) == ["mean"]
+@pytest.mark.parametrize(
+    ("signature", "names"),
+    [
+        ("serving_default", ["mean", "stddev", "quantiles"]),
+        ("serve_bytes", ["mean", "stddev", "quantiles"]),
+        ("serve_density", ["mean", "stddev", "quantiles", "density"]),
+    ],
+)
+def test_each_signature_gives_its_outputs(signature, names):
+    assert served(signature, OUTPUTS) == {name: OUTPUTS[name] for name in names}
+
+
+def test_point_estimates_have_a_mean_only():
+    outputs = {name: OUTPUTS[name] for name in ("mean", "features")}
+    assert list(served("serve_density", outputs)) == ["mean"]

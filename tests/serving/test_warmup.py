@@ -30,6 +30,7 @@ def test_one_request_per_signature_and_batch_size(logs):
         ("serve_bytes", "image_bytes", 1),
         ("serve_bytes", "image_bytes", 8),
         ("serve_bytes", "image_bytes", 32),
+        ("serve_density", "image", 1),
         ("serving_default", "image", 1),
         ("serving_default", "image", 8),
     ]

@@ -3,12 +3,17 @@ import itertools
 import pytest
 
 from dlens_tf.simulation.catalogue import DEFAULT_SIZES
-from dlens_tf.simulation.splits import SPLIT_START, STREAM_START, split_of
+from dlens_tf.simulation.splits import (
+    OPTIONAL_SPLIT_START,
+    SPLIT_START,
+    STREAM_START,
+    split_of,
+)
 
 
 def test_ranges_never_meet():
     assert SPLIT_START["train"] == 0
-    starts = [*sorted(SPLIT_START.values()), STREAM_START]
+    starts = sorted([*SPLIT_START.values(), *OPTIONAL_SPLIT_START.values(), STREAM_START])
     gaps = [after - before for before, after in itertools.pairwise(starts)]
     assert min(gaps) >= 1000 * max(DEFAULT_SIZES.values())
 
@@ -19,6 +24,7 @@ def test_ranges_never_meet():
         (0, "train"),
         (999_999_999, "train"),
         (1_000_000_000, "validation"),
+        (1_500_000_000, "validation"),  # calibration has the galaxies of validation
         (1_999_999_999, "validation"),
         (2_000_000_000, "test"),
         (2_999_999_999, "test"),

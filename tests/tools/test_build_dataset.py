@@ -70,6 +70,7 @@ def test_other_seed_is_refused(built, run_tool):
         (["--config=model_i", "--num_shards=99999999"], "num_shards must be between 1 and"),
         (["--config=model_i", "--beam_options=x=1"], "given without a beam_runner"),
         (["--config=model_i", "--num_examples=0"], "--num_examples=0"),
+        (["--config=model_i", "--num_calibration=0"], "--num_calibration=0"),
         (["--config=model_i", "--seed=-1"], "--seed=-1"),
         (["--config=model_i", f"--seed={2**63}"], f"--seed={2**63}"),
         (["--config=model_i", "--data_dir="], "flag --data_dir is missing"),

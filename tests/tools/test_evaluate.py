@@ -8,6 +8,8 @@ import pytest
         (["--run_dir=/nowhere/run"], "error: /nowhere/run is not a run folder"),
         (["--split=tset"], "<train|validation|test>"),
         (["--batch_size=0"], "batch_size"),
+        (["--recalibrate=platt"], "<isotonic|temperature>"),
+        (["--calibration_split=test"], "<calibration|validation>"),
     ],
 )
 def test_bad_input_is_one_line(run_tool, arguments, message):

@@ -53,6 +53,21 @@ def test_predicts_every_format(run_tool, exported_run, images, tmp_path):
     )
 
 
+def test_ready_to_use_model_by_its_name(run_tool, tmp_path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).poisson(20.0, (150, 150)))
+    done = run_tool(
+        "predict",
+        "--model=axion_model_i",
+        f"--images={tmp_path / 'a.npy'}",
+        "--pixel_scale=0.05",
+        f"--output={tmp_path / 'out.ecsv'}",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    table = Table.read(tmp_path / "out.ecsv")
+    assert -25.0 < table["log10_m_axion_mean"][0] < -21.0
+    assert table.meta["model"].endswith("axion_model_i/1")
+
+
 class Hostile:
     def __init__(self, marker):
         self.marker = marker
@@ -77,6 +92,7 @@ def test_bad_input_is_one_line_and_writes_nothing(run_tool, exported_run, images
         ({"images": ""}, "flag --images is missing"),
         ({"output": ""}, "flag --output is missing"),
         ({"model": exported_run}, "is not an exported model; run tools/export.py"),
+        ({"model": "axion_model_0"}, "unknown model 'axion_model_0'; ready to use are axion_model"),
         ({"images": images / "z*.npy"}, "no file matches the pattern"),
         ({"images": images / "hostile.npy"}, "its pickled content is refused"),
         ({"images": images / "nan.npy"}, "4096 of 4096 values are NaN"),

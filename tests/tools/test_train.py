@@ -52,6 +52,10 @@ def _resolve(flagfile: Path, *arguments: str) -> dict:
         ],
         ["--config=model_ii", "--run_dir=r", "--data=simulate:model_ii", "--engine=lenstronomy"],
         ["--config=model_ii", "--run_dir=r", "--data=simulate:model_ii", "--galaxies=my galaxies"],
+        [
+            "--config=model_ii", "--run_dir=r", "--model=hybrid", "--hybrid_heads=2", "--polar",
+            "--polar_radii=24", "--average=swa", "--swa_start=0.5",
+        ],
     ],
 )  # fmt: skip
 def test_flagfile_repeats_the_run(tmp_path, arguments):
@@ -73,6 +77,17 @@ def test_flags_of_simulation_are_resolved(tmp_path):
     assert _resolve(tmp_path / "flags.cfg", *arguments[:2])["data"] == "dataset"
     text = (tmp_path / "flags.cfg").read_text()
     assert "--data=" not in text and "engine" not in text and "examples_per_epoch" not in text
+
+
+def test_options_of_the_backbone_and_of_polar_images(tmp_path):
+    arguments = ["--config=model_ii", "--run_dir=r", "--model=convnext", "--convnext_stages=2"]
+    model = _resolve(tmp_path / "flags.cfg", *arguments)["model"]
+    assert model["backbone"] == "convnext" and model["polar"] is None
+    sizes = {"width": 24, "depth": 2, "stages": 2, "patch_size": 4, "kernel_size": 7}
+    assert model["options"] == {**sizes, "dropout": 0.0}
+    model = _resolve(tmp_path / "flags.cfg", *arguments, "--polar", "--polar_angles=48")["model"]
+    ends = {"min_radius": 0.0, "max_radius": 1.0}
+    assert model["polar"] == {"radii": 32, "angles": 48, "overlap": 8, **ends}
 
 
 def test_interrupt_then_other_flags(run_tool, tiny_data_dir, tmp_path):
@@ -125,8 +140,8 @@ def test_interrupt_then_other_flags(run_tool, tiny_data_dir, tmp_path):
         ),
         (["--engine=gpu"], "<lenstronomy|fast>"),
         (["--config=model_v"], "model_ii|"),
-        (["--model=unet"], "<resnet|vit>"),
-        (["--head=flow"], "<point|gaussian>"),
+        (["--model=unet"], "<resnet|vit|convnext|hybrid"),
+        (["--head=flows"], "<point|gaussian|"),
         (["--strategy=tpu"], "<one_device|mirrored|multi_worker>"),
         (["--classes=hot"], "axion"),
         (["--dropout=2"], "dropout"),

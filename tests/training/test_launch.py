@@ -290,6 +290,21 @@ def test_run_of_other_data_is_refused(finished_run, make_options, tmp_path, key,
     assert "\n" not in str(info.value)
 
 
+def test_run_older_than_a_flag_had_its_default(finished_run, make_options, capsys, tmp_path):
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    defaults = {"average": ["ema"], "batch_size": ["64"]}
+
+    def options(**flags):
+        given = {"batch_size": ["8"], "seed": ["0"], **flags}
+        return make_options(tmp_path / "run", flags=given, default_flags=defaults)
+
+    train_run(options(average=["ema"]))
+    assert "resumed at step 6" in capsys.readouterr().out
+    for flags in ({"average": ["swa"]}, {"batch_size": ["64"]}):
+        with pytest.raises(UserError, match="was made with"):
+            train_run(options(**flags))
+
+
 def test_data_set_may_move(finished_run, make_options, tiny_data_dir, capsys, tmp_path):
     shutil.copytree(finished_run.path, tmp_path / "run")
     (tmp_path / "moved").symlink_to(tiny_data_dir)

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import shutil
 
 import pytest
 
@@ -12,6 +13,7 @@ from dlens_tf.training.run_folder import (
     RunFolder,
     environment,
     git_commit,
+    portable_flags,
     read_flags,
     write_flags,
     write_json,
@@ -47,7 +49,7 @@ def test_contents(finished_run, tiny_folder):
     written = json.loads((finished_run.path / "environment.json").read_text())
     assert written["tensorflow"] == importlib.metadata.version("tensorflow")
     assert written["python"] == platform.python_version()
-    assert written == environment()
+    assert written == {**environment(), "gpus": []}
 
 
 def test_open_gives_targets_and_model(finished_run):
@@ -108,6 +110,49 @@ def test_damaged_flags(tmp_path, content):
     with pytest.raises(UserError, match=r"flags\.cfg is damaged") as info:
         read_flags(tmp_path / "flags.cfg")
     assert "\n" not in str(info.value)
+
+
+def test_portable_flags():
+    flags = {
+        "run_dir": ["/home/someone/runs/a"],
+        "data_dir": ["/scratch/data"],
+        "warm_start": ["/home/someone/runs/before"],
+        "targets": ["a", "b"],
+        "galaxies": ["galaxies/mine"],
+    }
+    assert portable_flags(flags, "runs/b") == {
+        "run_dir": ["runs/b"],
+        "data_dir": ["data"],
+        "warm_start": ["runs/before"],
+        "targets": ["a", "b"],
+        "galaxies": ["galaxies/mine"],
+    }
+
+
+def test_evaluation_of_the_present_model(evaluated_run, tmp_path):
+    run = RunFolder(shutil.copytree(evaluated_run, tmp_path / "run"))
+    path = run.evaluation_dir / "test.json"
+    evaluation = run.read_evaluation()
+    assert evaluation["num_examples"] == 8
+    remedy = rf"; run python tools/evaluate\.py --run_dir={run.path}$"
+    path.write_text(json.dumps({**evaluation, "num_available": 9}))
+    with pytest.raises(UserError, match=rf"test\.json is of a part of the test split only{remedy}"):
+        run.read_evaluation()
+    path.write_text("{}")
+    with pytest.raises(UserError, match=rf"is damaged or of an older version{remedy}"):
+        run.read_evaluation()
+    path.write_text(json.dumps(evaluation))
+    run.recalibration_path.write_text("{}")
+    with pytest.raises(UserError, match=rf"recalibration\.json don't belong together{remedy}"):
+        run.read_evaluation()
+    run.recalibration_path.unlink()
+    with run.model_path.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(UserError, match=rf"is of another model than .*model\.keras{remedy}"):
+        run.read_evaluation()
+    path.unlink()
+    with pytest.raises(UserError, match=rf"is not evaluated yet{remedy}"):
+        run.read_evaluation()
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from scipy import stats
 
 from dlens_tf.errors import UserError
+from dlens_tf.inference.posterior import Posterior
 from dlens_tf.models.heads import GaussianHead
 from dlens_tf.models.vit import PatchEmbedding
 from dlens_tf.pipeline import reading
@@ -54,12 +54,9 @@ def test_global_norm_of_applied_gradient_is_clipped(
     trainer = make_trainer(tmp_path, clip_norm=clip_norm, epochs=1, log_every=1)
     # The first step's gradient, by the definition of the loss.
     images, truth = next(iter(tiny_batches.dataset()))
-    prior_std = np.array(trainer.model.get_layer("head").prior_std)
+    head = trainer.model.get_layer("head")
     with tf.GradientTape() as tape:
-        outputs = trainer.model(images)
-        error = (truth - outputs["mean"]) / outputs["stddev"]
-        scale = tf.math.log(outputs["stddev"] / prior_std)
-        loss = tf.reduce_mean(0.5 * error**2 + scale + 0.5 * math.log(2 * math.pi))
+        loss = tf.reduce_mean(head.example_loss(truth, trainer.model(images)))
     gradient = tape.gradient(loss, [v.value for v in trainer.model.trainable_variables])
     norm = math.sqrt(sum(float(tf.reduce_sum(g**2)) for g in gradient))
     assert 0.01 < norm < 1e3
@@ -102,6 +99,29 @@ def test_average_of_weights(make_trainer, at_step, tmp_path):
         for v, e in zip(_values(trainer.model.trainable_variables), expected, strict=True)
     )
     assert difference > 1e-3
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_stochastic_weight_average_is_the_mean(make_trainer, at_step, tmp_path, start):
+    trainer = make_trainer(tmp_path, average="swa", swa_start=start, learning_rate=0.1)
+    past = []
+
+    def follow(step):
+        past.append(_values(trainer.model.trainable_variables))
+        averaged = past[int(12 * start) :] or past[-1:]
+        expected = [np.mean(values, axis=0) for values in zip(*averaged, strict=True)]
+        _assert_all_close(_values(trainer.averaged.trainable_variables), expected, atol=1e-6)
+
+    at_step(follow)
+    trainer.fit()
+    assert len(past) == 12
+    assert max(np.abs(a - b).max() for a, b in zip(past[-1], past[-6], strict=True)) > 1e-3
+
+
+def test_no_average_is_the_last_step(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, average="none", learning_rate=0.1)
+    trainer.fit()
+    _assert_all_close(_values(trainer.averaged.weights), _values(trainer.model.weights), atol=0)
 
 
 def test_weight_decay_spares_vectors_and_positions(make_trainer, tiny_folder, tmp_path):
@@ -164,7 +184,9 @@ def test_validation_is_scored_by_the_likelihood(
     metrics = trainer.fit()
     outputs = RunFolder(tmp_path).load_model()(tiny_validation.images)
     truth = np.stack([tiny_validation.parameters[n] for n in targets.names], axis=-1)
-    density = stats.norm.logpdf(truth, outputs["mean"], outputs["stddev"]) + np.log(targets.stds)
+    outputs = {name: value.numpy() for name, value in outputs.items()}
+    posterior = Posterior.from_outputs(targets, {"kind": "gaussian"}, outputs)
+    density = posterior.log_prob(truth) + np.log(targets.stds)
     assert metrics["nll"] == pytest.approx(-density.mean(), rel=1e-4)
     assert trainer.best_score == metrics["nll"]
     assert "loss" not in metrics
@@ -267,6 +289,17 @@ def test_resumed_equals_uninterrupted(
     assert_same_run(folder, tmp_path / "whole", tolerance=1e-7)
     seeds = [value for name, value in read_checkpoint(folder).items() if "seeds" in name]
     assert len(seeds) == 1 and seeds[0][1] > 0
+
+
+def test_stochastic_weight_average_resumes(make_trainer, at_step, assert_same_run, tmp_path):
+    swa = {"average": "swa", "swa_start": 0.25, "learning_rate": 0.05}
+    at_step(lambda step: signal.raise_signal(signal.SIGINT) if step == 7 else None)
+    with pytest.raises(Interrupted):
+        make_trainer(tmp_path / "broken", **swa).fit()
+    at_step(lambda step: None)
+    make_trainer(tmp_path / "broken", **swa).fit()
+    make_trainer(tmp_path / "whole", **swa).fit()
+    assert_same_run(tmp_path / "broken", tmp_path / "whole", tolerance=1e-7)
 
 
 def test_interrupted_in_the_last_step_is_finished(make_trainer, at_step, tmp_path):

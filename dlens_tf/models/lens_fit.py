@@ -1,0 +1,667 @@
+"""A front end that fits the smooth lens to each image, inside the graph, and tests for a vortex.
+
+`LensFit` fits whatever the recipe leaves free of macro-model, source and exposure by damped
+Gauss–Newton steps, and hands on
+
+* pictures: the image, the fitted smooth lens, and the whitened residual, in which
+  substructure stands out. The lens has all the mass of a vortex as a point in its centre: what
+  tells vortices apart is how they differ from that;
+* evidence: what the residual says, to first order in the vortex's deflection and with the
+  smooth lens marginalised, about each vortex of a grid of lengths and angles;
+* facts: the fitted parameters and how well they fit.
+
+To first order a difference α in deflection changes the image by -(α · ∇S), S being the source as
+seen through the lens. With T_a that change for vortex a instead of the point, and J the
+derivatives by the free parameters, both whitened, the residual r has the log-likelihood ratio
+s_a - n_a / 2 with s_a = T_a·r and n_a = T_a·T_a, each after projecting the span of J (with the
+prior as a ridge) out of T_a. The differences are compressed to their leading singular vectors.
+
+Reference: Vegetti & Koopmans 2009, arXiv:0805.0201 (linear corrections to a smooth lens).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from dlens_tf.errors import UserError
+from dlens_tf.models import lensing
+from dlens_tf.simulation.noise import DEEPLENSE_BACKGROUND_RMS
+from dlens_tf.simulation.psf import gaussian_matrix
+from dlens_tf.simulation.recipes import Recipe
+from dlens_tf.simulation.substructure import Vortex
+
+_SQRT_2PI = math.sqrt(2.0 * math.pi)
+_LENS = ("theta_E", "e1", "e2", "gamma1", "gamma2", "center_x", "center_y")
+_SHAPE = ("source_R_sersic", "source_n_sersic", "source_e1", "source_e2")
+_POSITION = ("source_x", "source_y")
+_MAGNITUDE, _EXPOSURE = "source_magnitude", "log10_exposure_time"
+_FITTED = (*_LENS, *_POSITION, *_SHAPE, _MAGNITUDE, _EXPOSURE)
+_DIFFERENCE = {"theta_E": 1e-2, "source_n_sersic": 1e-2, "source_e1": 1e-2, "source_e2": 1e-2}
+_DEFAULT_DIFFERENCE = 2e-3
+OUTPUTS = ("evidence", "facts", "pictures")
+"""Names of what `LensFit` gives, in the order in which Keras lists them."""
+NOISE_FREE_PRECISION = 100.0
+"""How much smaller than the instrument's is the noise that noise-free images are weighted with."""
+
+
+class _State(NamedTuple):
+    """Of the fit of a batch."""
+
+    values: keras.KerasTensor  # [N, K]
+    cost: keras.KerasTensor  # [N]
+    damping: keras.KerasTensor  # [N]
+
+
+def solve_positive(matrix, right):
+    """Solves [N, K, K] · x = [N, K, R] for positive definite matrices, by elimination.
+
+    A library's solver refuses the whole batch where one row is not finite; here that row alone
+    becomes NaN.
+    """
+    size = matrix.shape[-1]
+    table = ops.concatenate([matrix, right], axis=-1)
+    for i in range(size):
+        row = table[:, i : i + 1] / table[:, i : i + 1, i : i + 1]
+        others = np.ones((1, size, 1), np.float32)
+        others[0, i] = 0.0
+        table = table - others * table[:, :, i : i + 1] * row
+        table = ops.where(others > 0.0, table, row)
+    return table[..., size:]
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raises a `UserError` if this front end does not fit the recipe."""
+    fits = (
+        len(recipe.bands) == 1
+        and recipe.instrument.psf_kernel is None
+        and not recipe.has_galaxies
+        and "lens_magnitude" not in recipe.priors
+        and "gamma_epl" not in recipe.priors
+        and any(isinstance(law, Vortex) for law in recipe.substructure.values())
+    )
+    if not fits:
+        raise UserError(
+            f"front end 'lens_fit' needs a recipe with vortices, one band, an isothermal lens, a "
+            f"Sersic source and a Gaussian PSF, which '{recipe.name}' is not; use --front_end=flux"
+        )
+
+
+def check_augmentation(recipe: Recipe, augmentation: str) -> None:
+    """Raises a `UserError` if images turned so no longer fit a lens that the recipe fixes."""
+    if recipe.symmetry == "rot180" and augmentation not in ("none", "rot180"):
+        raise UserError(
+            f"front end 'lens_fit' can't fit lenses of '{recipe.name}' turned by --augmentation="
+            f"{augmentation}: its macro-model does not turn; use auto, none or rot180"
+        )
+
+
+def fitted_parameters(recipe: Recipe) -> dict[str, tuple[float, float, float, float]]:
+    """What is fitted: by name, prior mean, deviation, and the range that the fit may use."""
+    fitted = {}
+    for name in _FITTED[:-1]:
+        if name in recipe.priors and recipe.shared_parameters[name].is_free:
+            prior = recipe.shared_parameters[name].prior
+            low, high = prior.support
+            slack = 0.1 * (high - low)
+            lowest = 0.8 * low if low > 0.0 else low - slack
+            fitted[name] = (prior.mean, prior.std, lowest, high + slack)
+    if recipe.noise == "deeplense_counts":
+        low, high = recipe.exposure_log10
+        fitted[_EXPOSURE] = (0.5 * (low + high), (high - low) / 12**0.5, low - 0.5, high + 0.5)
+    return fitted
+
+
+def _vortex(recipe: Recipe) -> Vortex:
+    return next(law for law in recipe.substructure.values() if isinstance(law, Vortex))
+
+
+def vortex_deflections(
+    recipe: Recipe, masses: Sequence[float], angles: Sequence[float], crop: int, binning: int
+) -> np.ndarray:
+    """Deflections by vortices at the origin, complex128 [masses × angles, S, S], arcsec.
+
+    Means over pixels binned by `binning`; x is the real, y the imaginary part.
+    """
+    law = _vortex(recipe)
+    samples = 2
+    side = crop * samples
+    step = recipe.instrument.pixel_scale / samples
+    axis = (np.arange(side) - 0.5 * (side - 1)) * step
+    z = axis[None, :] + 1j * axis[:, None]
+    strength = law.bead_theta_E(recipe.plane) ** 2
+    fields = []
+    for mass in masses:
+        half = law.half_length(mass)
+        beads = np.linspace(-half, half, law.num_beads)[law.num_beads // 2 :]
+        for angle in angles:
+            turned = z * np.exp(-1j * angle)
+            # Softened by half a subpixel: what a pixel sees of a bead inside it.
+            pull = sum(2.0 * turned / (turned**2 - t**2 + (0.5 * step) ** 2) for t in beads)
+            field = strength * np.conj(pull) * np.exp(1j * angle)
+            pixel = samples * binning
+            side = crop // binning
+            fields.append(field.reshape(side, pixel, side, pixel).mean((1, 3)))
+    return np.array(fields)
+
+
+@keras.saving.register_keras_serializable(package="dlens_tf")
+class LensFit(keras.layers.Layer):
+    """Pictures, evidence and facts of images [N, H, W, 1]; see the module.
+
+    Args:
+      fitted: what is fitted: by name, prior mean, deviation, lowest and highest value.
+      fixed: value of every other parameter of the smooth lens.
+      noise: the recipe's noise law.
+      background_rms: of a pixel, in the image's unit; of Model I at exposure 1.
+      exposure_time: of the instrument, s.
+      pixel_scale: arcsec.
+      deflection_scale: factor on all deflections.
+      point_theta_E: Einstein radius of a vortex's mass as a point, arcsec.
+      amplitude: flux of a pixel at the source's R_sersic, or, if the source has a magnitude, flux
+        of magnitude 20 times the pixel's area.
+      by_magnitude: whether the source has a magnitude.
+      crop: central pixels per side that are kept.
+      binning: pixels per side that are averaged after the fit.
+      supersampling: subpixels per pixel and axis of the smooth model.
+      steps: Gauss–Newton steps.
+      masses: log10 of the axion masses of the grid of vortices, eV.
+      num_angles: their angles, equally spaced over π.
+      rank: singular vectors that the vortices' deflections are compressed to.
+
+    Call: images float32 [N, H, W, 1], raw flux, and start values [N, K] in the order of `fitted`.
+    Returns a dict of float32: "pictures" [N, S, S, 3] with S = crop / binning, "evidence"
+    [N, masses, angles, 3] and "facts" [N, K + 2].
+
+    The PSF and the compressed deflections are weights; `for_recipe` sets them.
+    """
+
+    def __init__(
+        self,
+        fitted: Mapping[str, Sequence[float]],
+        fixed: Mapping[str, float],
+        noise: str,
+        background_rms: float,
+        exposure_time: float,
+        pixel_scale: float,
+        deflection_scale: float,
+        point_theta_E: float,
+        amplitude: float,
+        by_magnitude: bool,
+        crop: int,
+        binning: int,
+        supersampling: int,
+        steps: int,
+        masses: Sequence[float],
+        num_angles: int,
+        rank: int,
+        **kwargs,
+    ):
+        super().__init__(**{**kwargs, "dtype": "float32", "trainable": False})
+        if crop % binning:
+            raise ValueError(f"crop {crop} must be a multiple of binning {binning}")
+        self.fitted = {name: list(numbers) for name, numbers in fitted.items()}
+        self.fixed = dict(fixed)
+        self.noise = noise
+        self.background_rms = background_rms
+        self.exposure_time = exposure_time
+        self.pixel_scale = pixel_scale
+        self.deflection_scale = deflection_scale
+        self.point_theta_E = point_theta_E
+        self.amplitude = amplitude
+        self.by_magnitude = by_magnitude
+        self.crop = crop
+        self.binning = binning
+        self.supersampling = supersampling
+        self.steps = steps
+        self.masses = list(masses)
+        self.num_angles = num_angles
+        self.rank = rank
+        mean, std, low, high = np.array(list(self.fitted.values()), np.float32).T
+        self._mean, self._std, self._low, self._high = mean, std, low, high
+
+    @classmethod
+    def for_recipe(
+        cls,
+        recipe: Recipe,
+        crop: int | None = None,
+        binning: int = 1,
+        supersampling: int = 2,
+        steps: int = 6,
+        num_masses: int = 33,
+        num_angles: int = 16,
+        rank: int = 64,
+        **kwargs,
+    ) -> "LensFit":
+        """The front end of a recipe.
+
+        Raises:
+          UserError: if it does not fit the recipe.
+        """
+        check_recipe(recipe)
+        instrument = recipe.instrument
+        crop = crop or recipe.num_pix
+        fitted = fitted_parameters(recipe)
+        fixed = {
+            name: float(recipe.shared_parameters[name].prior.value)
+            for name in (*_LENS, *_POSITION, *_SHAPE, _MAGNITUDE)
+            if name in recipe.priors and name not in fitted
+        }
+        by_magnitude = recipe.source_amplitude is None
+        unit = recipe.source_amplitude
+        if by_magnitude:
+            unit = 10.0 ** (-0.4 * (20.0 - instrument.magnitude_zero_point))
+        counts = recipe.noise == "deeplense_counts"
+        low, high = next(
+            priors["log10_m_axion"].support
+            for priors in recipe.class_priors.values()
+            if "log10_m_axion" in priors
+        )
+        layer = cls(
+            fitted=fitted,
+            fixed=fixed,
+            noise=recipe.noise,
+            background_rms=DEEPLENSE_BACKGROUND_RMS if counts else instrument.background_rms,
+            exposure_time=1.0 if counts else instrument.total_exposure_time,
+            pixel_scale=instrument.pixel_scale,
+            deflection_scale=recipe.deflection_scale,
+            point_theta_E=_vortex(recipe).bead_theta_E(recipe.plane)
+            * math.sqrt(_vortex(recipe).num_beads),
+            amplitude=unit * instrument.pixel_scale**2,
+            by_magnitude=by_magnitude,
+            crop=crop,
+            binning=binning,
+            supersampling=min(supersampling, recipe.supersampling),
+            steps=steps,
+            masses=np.linspace(low, high, num_masses).tolist(),
+            num_angles=num_angles,
+            rank=rank,
+            **kwargs,
+        )
+        layer.build((None, *recipe.image_shape), (None, len(fitted)))
+        for factor, matrix in layer.optics.items():
+            matrix.assign(gaussian_matrix(instrument, crop, factor).astype(np.float32))
+        basis, mix = layer._compressed(recipe)
+        layer.basis.assign(basis)
+        layer.mix.assign(mix)
+        return layer
+
+    def _compressed(self, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+        """Differences of deflection [rank, 2 S²], and each vortex's share of them [grid, rank].
+
+        Their errors weigh alike for all lengths.
+        """
+        angles = np.arange(self.num_angles) * (np.pi / self.num_angles)
+        shape = recipe, self.crop, self.binning
+
+        def fields(masses, angles):
+            values = vortex_deflections(shape[0], masses, angles, *shape[1:])
+            values = values.reshape(len(values), -1)
+            return np.concatenate([values.real, values.imag], axis=1)
+
+        point = fields([self.masses[-1] + 1.0], [0.0])
+        difference = fields(self.masses, angles) - point
+        size = np.linalg.norm(difference, axis=1, keepdims=True)
+        left, singular, right = np.linalg.svd(difference / size, full_matrices=False)
+        share = left[:, : self.rank] * singular[: self.rank] * size
+        return right[: self.rank].astype(np.float32), share.astype(np.float32)
+
+    def build(self, images_shape, start_shape):
+        del start_shape
+        height, width = images_shape[1:3]
+        if min(height, width) < self.crop:
+            raise ValueError(f"images {(height, width)} are smaller than the crop {self.crop}")
+        self.optics = {
+            factor: self.add_weight(
+                name=f"optics_{factor}",
+                shape=(self.crop, self.crop * factor),
+                initializer="zeros",
+                trainable=False,
+            )
+            for factor in sorted({1, self.supersampling})
+        }
+        side = self.crop // self.binning
+        self.basis = self.add_weight(
+            name="basis", shape=(self.rank, 2 * side**2), initializer="zeros", trainable=False
+        )
+        self.mix = self.add_weight(
+            name="mix",
+            shape=(len(self.masses) * self.num_angles, self.rank),
+            initializer="zeros",
+            trainable=False,
+        )
+
+    # The smooth model.
+
+    def _grid(self, factor: int) -> tuple[np.ndarray, np.ndarray]:
+        side = self.crop * factor
+        axis = (np.arange(side) - 0.5 * (side - 1)) * (self.pixel_scale / factor)
+        x, y = np.meshgrid(axis, axis)
+        return x.reshape(1, -1).astype(np.float32), y.reshape(1, -1).astype(np.float32)
+
+    def _named(self, values) -> dict:
+        """All parameters by name, each [N, 1] or a number."""
+        named = {name: values[:, i : i + 1] for i, name in enumerate(self.fitted)}
+        return {**self.fixed, **named}
+
+    def _source_plane(self, named: Mapping, factor: int):
+        x, y = self._grid(factor)
+        lens = {n: ops.convert_to_tensor(named[n], dtype="float32") for n in _LENS}
+        gamma = {n: lens.pop(n) for n in ("gamma1", "gamma2")}
+        center = {n: lens[n] for n in ("center_x", "center_y")}
+        total_x, total_y = (
+            sum(parts)
+            for parts in zip(
+                lensing.isothermal(x, y, **lens),
+                lensing.point_mass(x, y, theta_E=self.point_theta_E, **center),
+                lensing.shear(x, y, **gamma),
+                strict=True,
+            )
+        )
+        return x - self.deflection_scale * total_x, y - self.deflection_scale * total_y
+
+    def _light(self, named: Mapping, beta) -> tuple:
+        """Flux per pixel and its gradient in the source plane, before the PSF, each [N, P]."""
+        shape = {n: ops.convert_to_tensor(named[n], dtype="float32") for n in (*_POSITION, *_SHAPE)}
+        light = lensing.sersic(*beta, **shape)
+        log_scale = math.log(self.amplitude)
+        if self.by_magnitude:
+            log_scale = log_scale - lensing.sersic_log_flux(
+                shape["source_R_sersic"], shape["source_n_sersic"]
+            )
+            log_scale = log_scale + lensing.LOG_FLUX_PER_MAGNITUDE * (named[_MAGNITUDE] - 20.0)
+        if self.noise == "none_doubled":
+            log_scale = log_scale + math.log(2.0)
+        if _EXPOSURE in self.fitted:
+            log_scale = log_scale + math.log(10.0) * named[_EXPOSURE]
+        scale = ops.exp(ops.convert_to_tensor(log_scale, dtype="float32"))
+        return tuple(part * scale for part in light)
+
+    def _through(self, light, factor: int):
+        """PSF and average to pixels of [..., P], giving [..., crop, crop]."""
+        side = self.crop * factor
+        matrix = self.optics[factor]
+        light = ops.reshape(light, (-1, side, side))
+        return ops.matmul(ops.matmul(matrix, light), ops.transpose(matrix))
+
+    def smooth(self, values):
+        """The smooth image [N, crop, crop] of parameters [N, K]."""
+        named = self._named(values)
+        beta = self._source_plane(named, self.supersampling)
+        return self._through(self._light(named, beta)[0], self.supersampling)
+
+    def _derivatives(self, values):
+        """Derivatives of the image, and its source's gradient: [N, K, c, c], [N, 2, c, c]."""
+        named = self._named(values)
+        x, y = self._grid(1)
+        beta = self._source_plane(named, 1)
+        light, by_x, by_y = self._light(named, beta)
+        columns = []
+        for name in self.fitted:
+            step = _DIFFERENCE.get(name, _DEFAULT_DIFFERENCE)
+            moved = {**named, name: named[name] + step}
+            if name == "source_x":
+                columns.append(-by_x)
+            elif name == "source_y":
+                columns.append(-by_y)
+            elif name == "gamma1":
+                columns.append(-self.deflection_scale * (by_x * x - by_y * y))
+            elif name == "gamma2":
+                columns.append(-self.deflection_scale * (by_x * y + by_y * x))
+            elif name == _MAGNITUDE:
+                columns.append(lensing.LOG_FLUX_PER_MAGNITUDE * light)
+            elif name == _EXPOSURE:
+                columns.append(math.log(10.0) * light)
+            elif name in _SHAPE:
+                columns.append((self._light(moved, beta)[0] - light) / step)
+            else:
+                there = self._source_plane(moved, 1)
+                change = by_x * (there[0] - beta[0]) + by_y * (there[1] - beta[1])
+                columns.append(change / step)
+        number = len(columns)
+        images = self._through(ops.stack([*columns, by_x, by_y], axis=1), 1)
+        images = ops.reshape(images, (-1, number + 2, self.crop, self.crop))
+        return images[:, :number], images[:, number:]
+
+    def _expectation(self, values, signal):
+        """Mean and variance of pixels [N, crop, crop], and the mean's derivative by the signal."""
+        if self.noise == "instrument":
+            variance = self.background_rms**2 + ops.maximum(signal, 0.0) / self.exposure_time
+            return signal, variance, ops.ones_like(signal)
+        if self.noise == "none_doubled":
+            rms = self.background_rms / NOISE_FREE_PRECISION
+            return signal, rms**2 * ops.ones_like(signal), ops.ones_like(signal)
+        # Counts: Poisson of a Gaussian cut at zero.
+        time = ops.exp(math.log(10.0) * self._named(values)[_EXPOSURE])[:, :, None]
+        sigma = ops.sqrt(signal + (self.background_rms * time) ** 2)
+        z = signal / sigma
+        density = ops.exp(-0.5 * z**2) / _SQRT_2PI
+        cumulative = 0.5 * (1.0 + ops.erf(z / math.sqrt(2.0)))
+        mean = signal * cumulative + sigma * density
+        square = (signal**2 + sigma**2) * cumulative + signal * sigma * density
+        return mean, square - mean**2 + mean, cumulative
+
+    # The fit.
+
+    def _whitened(self, images, values):
+        """Residual [N, c, c], its weight, and the cost [N] that the fit lowers."""
+        mean, variance, slope = self._expectation(values, self.smooth(values))
+        weight = ops.rsqrt(variance)
+        residual = (images - mean) * weight
+        pull = (values - self._mean) / self._std
+        cost = ops.sum(residual**2 + ops.log(variance), axis=(1, 2)) + ops.sum(pull**2, axis=1)
+        return residual, weight * slope, cost
+
+    def _flat(self, pictures):
+        return ops.reshape(pictures, (-1, pictures.shape[1], self.crop**2))
+
+    def _step(self, images, state: _State) -> _State:
+        """One damped Gauss–Newton step, kept in the images where it lowers the cost."""
+        values, cost, damping = state
+        residual, weight, _ = self._whitened(images, values)
+        columns = self._derivatives(values)[0] * weight[:, None]
+        columns = self._flat(columns * self._std[:, None, None])
+        normal = ops.matmul(columns, ops.transpose(columns, (0, 2, 1)))
+        normal = normal + np.eye(len(self.fitted), dtype=np.float32)
+        pull = (values - self._mean) / self._std
+        flat = ops.reshape(residual, (-1, self.crop**2, 1))
+        gradient = ops.matmul(columns, flat) - pull[:, :, None]
+        ridge = damping[:, None, None] * normal * np.eye(len(self.fitted), dtype=np.float32)
+        change = solve_positive(normal + ridge, gradient)[..., 0]
+        moved = values + ops.clip(change, -1.0, 1.0) * self._std
+        moved = ops.clip(moved, self._low, self._high)
+        new_cost = self._whitened(images, moved)[2]
+        better = new_cost < cost
+        return _State(
+            ops.where(better[:, None], moved, values),
+            ops.where(better, new_cost, cost),
+            ops.where(better, 0.2 * damping, 8.0 * damping),
+        )
+
+    def fit(self, images, start):
+        """Fitted parameters [N, K] of cropped images [N, crop, crop] from start values [N, K]."""
+        start = ops.clip(start, self._low, self._high)
+        cost = self._whitened(images, start)[2]
+        state = _State(start, cost, 1e-2 * ops.ones_like(cost))
+        state = ops.fori_loop(0, self.steps, lambda _, s: self._step(images, _State(*s)), state)
+        return state[0]
+
+    def _bin(self, images):
+        """Means over binning × binning pixels of [..., c, c], times binning."""
+        if self.binning == 1:
+            return images
+        side, factor = self.crop // self.binning, self.binning
+        shape = ops.shape(images)
+        images = ops.reshape(images, (*shape[:-2], side, factor, side, factor))
+        return ops.mean(images, axis=(-3, -1)) * factor
+
+    def _evidence(self, values, residual, weight):
+        """[N, masses, angles, 3]: see `call`; all inputs whitened, residual binned [N, S, S]."""
+        columns, gradient = self._derivatives(values)
+        columns = self._bin(columns * weight[:, None] * self._std[:, None, None])
+        gradient = self._bin(gradient * weight[:, None])
+        side = self.crop // self.binning
+        flat = ops.reshape(residual, (-1, side**2, 1))
+        columns = ops.reshape(columns, (-1, len(self.fitted), side**2))
+        gradient = ops.reshape(gradient, (-1, 2, 1, side**2))
+        x, y = self.basis[:, : side**2], self.basis[:, side**2 :]
+        changes = -self.deflection_scale * (gradient[:, 0] * x + gradient[:, 1] * y)
+        normal = ops.matmul(columns, ops.transpose(columns, (0, 2, 1)))
+        normal = normal + np.eye(len(self.fitted), dtype=np.float32)
+        overlap = ops.matmul(columns, ops.transpose(changes, (0, 2, 1)))
+        solved = solve_positive(normal, overlap)
+        pull = ((values - self._mean) / self._std)[:, :, None]
+        gradient = ops.matmul(columns, flat) - pull
+        score = ops.matmul(changes, flat)
+        score = score - ops.matmul(ops.transpose(solved, (0, 2, 1)), gradient)
+        power = ops.matmul(changes, ops.transpose(changes, (0, 2, 1)))
+        power = power - ops.matmul(ops.transpose(overlap, (0, 2, 1)), solved)
+        score = ops.matmul(self.mix, score)[..., 0]
+        power = ops.sum(ops.matmul(self.mix, power) * self.mix, axis=-1)
+        power = ops.maximum(power, 1e-6)
+        ratio = score - 0.5 * power
+        ratio = ops.max(ratio, axis=-1, keepdims=True) - ratio
+        channels = [ops.arcsinh(score * ops.rsqrt(power)), -ops.log(1.0 + ratio), ops.log(power)]
+        shape = (-1, len(self.masses), self.num_angles, 3)
+        return ops.reshape(ops.stack(channels, axis=-1), shape) * np.float32([0.5, 0.3, 0.2])
+
+    def call(self, images, start):
+        height, width = images.shape[1:3]
+        top, left = (height - self.crop) // 2, (width - self.crop) // 2
+        images = images[:, top : top + self.crop, left : left + self.crop, 0]
+        values = self.fit(images, start)
+        residual, weight, _ = self._whitened(images, values)
+        residual = self._bin(residual)
+        signal = self.smooth(values)
+        unit = ops.max(signal, axis=(1, 2), keepdims=True) / 20.0
+        pictures = [
+            ops.arcsinh(self._bin(images) / (unit * self.binning)) / 2.0,
+            ops.arcsinh(self._bin(signal) / (unit * self.binning)) / 2.0,
+            ops.arcsinh(residual),
+        ]
+        quality = ops.log(ops.mean(residual**2, axis=(1, 2)) + 1e-3)
+        facts = [(values - self._mean) / self._std, quality[:, None], ops.log(unit[:, :, 0])]
+        outputs = {
+            "pictures": ops.stack(pictures, axis=-1),
+            "evidence": self._evidence(values, residual, weight),
+            "facts": ops.concatenate(facts, axis=-1),
+        }
+        return {name: ops.stop_gradient(value) for name, value in outputs.items()}
+
+    def compute_output_shape(self, images_shape, start_shape):
+        del start_shape
+        side = self.crop // self.binning
+        return {
+            "pictures": (images_shape[0], side, side, 3),
+            "evidence": (images_shape[0], len(self.masses), self.num_angles, 3),
+            "facts": (images_shape[0], len(self.fitted) + 2),
+        }
+
+    def get_config(self):
+        names = (
+            "fitted", "fixed", "noise", "background_rms", "exposure_time", "pixel_scale",
+            "deflection_scale", "point_theta_E", "amplitude", "by_magnitude", "crop", "binning",
+            "supersampling", "steps", "masses", "num_angles", "rank",
+        )  # fmt: skip
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+@keras.saving.register_keras_serializable(package="dlens_tf")
+class TemplateStart(keras.layers.Layer):
+    """Start values for `LensFit` where only the source's position, and the exposure, are free.
+
+    The best of a grid of smooth images, compared after coarse binning.
+
+    Args:
+      parameters: what is fitted, in order: source_x, source_y and perhaps log10_exposure_time.
+      crop: central pixels per side that are compared.
+      binning: pixels per side that are averaged before.
+      positions: source positions per axis in the grid.
+      reach: half-width of the grid, arcsec.
+
+    Input: images float32 [N, H, W, 1]. Output: float32 [N, K].
+
+    The templates are a weight; `for_fit` sets it.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[str],
+        crop: int,
+        binning: int,
+        positions: int = 9,
+        reach: float = 0.35,
+        **kwargs,
+    ):
+        super().__init__(**{**kwargs, "dtype": "float32", "trainable": False})
+        self.parameters = list(parameters)
+        self.crop = crop
+        self.binning = binning
+        self.positions = positions
+        self.reach = reach
+
+    @classmethod
+    def for_fit(cls, fit: LensFit, **kwargs) -> "TemplateStart":
+        """Templates of a fit's smooth lens.
+
+        Raises:
+          UserError: if more than position and exposure is free.
+        """
+        names = [*fit.fitted]
+        if names[:2] != list(_POSITION) or not set(names[2:]) <= {_EXPOSURE}:
+            raise UserError(
+                "front end 'lens_fit' needs a network to start from where the macro-model is free: "
+                "train one on its parameters and give its run as --start_run"
+            )
+        reach = max(abs(edge) for edge in fit.fitted["source_x"][2:])
+        binning = next(n for n in (8, 7, 4, 1) if fit.crop % n == 0)
+        layer = cls(names, fit.crop, binning, reach=float(reach), **kwargs)
+        layer.build((None, fit.crop, fit.crop, 1))
+        values = np.zeros((layer.positions**2, len(names)), np.float32)
+        values[:, :2] = layer._grid()
+        images = ops.convert_to_numpy(fit.smooth(ops.convert_to_tensor(values)))
+        layer.templates.assign(ops.convert_to_numpy(layer._coarse(images)))
+        return layer
+
+    def build(self, input_shape):
+        del input_shape
+        self.templates = self.add_weight(
+            name="templates",
+            shape=(self.positions**2, (self.crop // self.binning) ** 2),
+            initializer="zeros",
+            trainable=False,
+        )
+
+    def _grid(self) -> np.ndarray:
+        axis = np.linspace(-self.reach, self.reach, self.positions)
+        return np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2).astype(np.float32)
+
+    def _coarse(self, images):
+        side = self.crop // self.binning
+        images = ops.reshape(images, (-1, side, self.binning, side, self.binning))
+        return ops.reshape(ops.mean(images, axis=(2, 4)), (-1, side**2))
+
+    def call(self, images):
+        height, width = images.shape[1:3]
+        top, left = (height - self.crop) // 2, (width - self.crop) // 2
+        coarse = self._coarse(images[:, top : top + self.crop, left : left + self.crop, 0])
+        coarse = coarse - ops.min(coarse, axis=1, keepdims=True)
+        power = ops.sum(self.templates**2, axis=1)
+        match = ops.matmul(coarse, ops.transpose(self.templates))
+        best = ops.argmax(match * ops.rsqrt(power), axis=1)
+        start = ops.take(ops.convert_to_tensor(self._grid()), best, axis=0)
+        if _EXPOSURE not in self.parameters:
+            return start
+        scale = ops.take_along_axis(match, best[:, None], axis=1)
+        scale = scale / ops.take(power, best, axis=0)[:, None]
+        return ops.concatenate([start, ops.log10(ops.maximum(scale, 1e-3))], axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], len(self.parameters))
+
+    def get_config(self):
+        names = ("parameters", "crop", "binning", "positions", "reach")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

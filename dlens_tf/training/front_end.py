@@ -1,0 +1,187 @@
+"""Batches of a front end's outputs, computed once for a finite training set and kept on disk.
+
+A front end without trainable weights gives the same outputs in every epoch, and may cost more
+than the network behind it. `FrontEndBatches` computes them once, on all cores, resumably, into a
+folder that several runs with the same data and front end can share.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from dlens_tf.errors import UserError
+from dlens_tf.io.files import atomic_write
+from dlens_tf.io.locks import exclusive
+from dlens_tf.pipeline.batches import Batches
+
+_TARGETS = "targets"
+_HALF = ("pictures",)  # kept in float16: they are noise-limited, and nearly all of the volume
+_BLOCK = 512
+
+
+def output_shapes(front: keras.Model) -> dict[str, tuple[int, ...]]:
+    """Shape of each output for one image."""
+    return {n: tuple(o.shape[1:]) for n, o in front(keras.Input(front.input_shape[1:])).items()}
+
+
+def compiled(front: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """A front end as one XLA program that stays in a core's cache: one image after the other."""
+    signature = {n: tf.TensorSpec(shape, tf.float32) for n, shape in output_shapes(front).items()}
+
+    def one(image):
+        return {name: values[0] for name, values in front(image[tf.newaxis]).items()}
+
+    def call(images):
+        return tf.map_fn(one, images, fn_output_signature=signature)
+
+    return tf.function(call, jit_compile=True)
+
+
+def apply(front: keras.Model, images: np.ndarray, size: int = 32) -> dict[str, np.ndarray]:
+    """Outputs of a front end for images [N, H, W, C], each [N, …]."""
+    run = compiled(front)
+    number = len(images)
+    padded = np.concatenate([images, images[: -number % size]]) if number % size else images
+    if len(padded) % size:  # fewer images than are missing
+        padded = np.resize(images, (size, *images.shape[1:]))
+    dataset = tf.data.Dataset.from_tensor_slices(padded).batch(size)
+    dataset = dataset.map(run, num_parallel_calls=tf.data.AUTOTUNE)
+    parts = list(tqdm(dataset.as_numpy_iterator(), total=len(padded) // size, desc="front end"))
+    return {name: np.concatenate([part[name] for part in parts])[:number] for name in parts[0]}
+
+
+def weights_digest(front: keras.Model) -> str:
+    """A checksum of all weights of a front end."""
+    digest = hashlib.sha256()
+    for weight in front.get_weights():
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()
+
+
+class FrontEndBatches(Batches):
+    """Batches of what a front end makes of other batches' images.
+
+    The first epoch of `source` is the training set; each epoch is a fresh permutation of it.
+
+    Args:
+      source: gives the images and targets.
+      front: from images to a dict of arrays.
+      folder: where the outputs are kept; filled if it is not complete.
+      key: what the data come from, JSON-ready: a folder of others is refused.
+
+    Attributes:
+      spec, num_examples: of the source.
+
+    Raises:
+      UserError: if the folder is of other data or another front end.
+    """
+
+    def __init__(self, source: Batches, front: keras.Model, folder: Path, key: Mapping[str, Any]):
+        self._source = source
+        self.spec = source.spec
+        self.num_examples = source.steps_per_epoch * source.spec.batch_size
+        self._folder = folder
+        self._shapes = {**output_shapes(front), _TARGETS: (len(source.spec.targets),)}
+        key = {**key, "examples": self.num_examples, "front_end": weights_digest(front)}
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder / "lock", f"filling {folder}"):
+            self._fill(front, key)
+        self._arrays = {name: np.load(self._path(name), mmap_mode="r") for name in self._shapes}
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.npy"
+
+    def _fill(self, front: keras.Model, key: dict[str, Any]) -> None:
+        state = self._folder / "state.json"
+        done = 0
+        if state.is_file():
+            recorded = json.loads(state.read_text())
+            if recorded["key"] != json.loads(json.dumps(key)):
+                raise UserError(
+                    f"{self._folder} holds the outputs of another front end or of other data; "
+                    "choose another --front_end_dir"
+                )
+            done = recorded["done"]
+        if done == self.num_examples:
+            return
+        arrays = {}
+        for name, shape in self._shapes.items():
+            dtype = np.float16 if name in _HALF else np.float32
+            mode = "r+" if done else "w+"
+            arrays[name] = np.lib.format.open_memmap(
+                self._path(name), mode, dtype, (self.num_examples, *shape)
+            )
+        size = self.spec.batch_size
+        run = compiled(front)
+        images = self._source.dataset(done // size)
+        outputs = images.map(
+            lambda image, targets: {**run(image), _TARGETS: targets},
+            num_parallel_calls=2,
+        ).prefetch(2)
+        iterator = iter(outputs)
+        with (
+            self._source.explained_errors(),
+            tqdm(total=self.num_examples, initial=done, desc="front end", unit="image") as bar,
+        ):
+            while done < self.num_examples:
+                for name, values in next(iterator).items():
+                    arrays[name][done : done + size] = values.numpy()
+                done += size
+                bar.update(size)
+                if done % (_BLOCK * size // np.gcd(_BLOCK, size)) == 0 or done == self.num_examples:
+                    for array in arrays.values():
+                        array.flush()
+                    with atomic_write(state) as partial:
+                        partial.write_text(json.dumps({"key": key, "done": done}))
+        del iterator  # its threads run Python, see `Trainer._input`
+
+    def sample_images(self, number: int = 512) -> np.ndarray:
+        """Images of the source."""
+        return self._source.sample_images(number)
+
+    def explained_errors(self) -> AbstractContextManager[None]:
+        """A context that turns an error of the input into one that a user can mend."""
+        return self._source.explained_errors()
+
+    def dataset(
+        self,
+        start_step: int = 0,
+        replicas: int = 1,
+        pipeline: int = 0,
+        num_pipelines: int = 1,
+    ) -> tf.data.Dataset:
+        """As `Batches.dataset`, with the front end's outputs in place of images."""
+        size = self.spec.batch_size // replicas
+        own = self.spec.batch_size // num_pipelines
+        steps = self.steps_per_epoch
+
+        def generate():
+            epoch, first = divmod(start_step, steps)
+            while True:
+                order = np.random.default_rng([self.spec.seed, epoch]).permutation(
+                    self.num_examples
+                )
+                for step in range(first, steps):
+                    for start in range(pipeline * own, (pipeline + 1) * own, size):
+                        begin = step * self.spec.batch_size + start
+                        rows = order[begin : begin + size]
+                        # In ascending order: a memory map reads neighbours together.
+                        part = {n: a[np.sort(rows)] for n, a in self._arrays.items()}
+                        part = {n: np.asarray(a, np.float32) for n, a in part.items()}
+                        targets = part.pop(_TARGETS)
+                        yield part, targets
+                epoch, first = epoch + 1, 0
+
+        specs = {n: tf.TensorSpec((size, *s), tf.float32) for n, s in self._shapes.items()}
+        targets = specs.pop(_TARGETS)
+        return tf.data.Dataset.from_generator(generate, output_signature=(specs, targets)).prefetch(
+            4
+        )

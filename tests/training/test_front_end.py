@@ -1,0 +1,93 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from dlens_tf.errors import UserError
+from dlens_tf.training.front_end import FrontEndBatches, apply
+
+
+@pytest.fixture
+def front():
+    """Means over quarters as "pictures", and the largest pixel as "facts"."""
+    image = keras.Input((64, 64, 1), name="image")
+    pictures = keras.layers.AveragePooling2D(32, name="pictures")(image)
+    facts = keras.layers.GlobalMaxPooling2D(name="facts")(image)
+    return keras.Model(image, {"facts": facts, "pictures": pictures})
+
+
+@pytest.fixture
+def batches(tiny_batches, front, tmp_path):
+    return FrontEndBatches(tiny_batches, front, tmp_path / "kept", {"recipe": "tiny"})
+
+
+def first_epoch(batches):
+    """Images and targets of the first epoch of the tiny data set."""
+    parts = list(batches.dataset().take(batches.steps_per_epoch).as_numpy_iterator())
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+def sorted_rows(facts, targets):
+    order = np.argsort(targets[:, 0])
+    return facts[order], targets[order]
+
+
+def test_every_epoch_holds_the_outputs_for_the_first_epochs_images(tiny_batches, batches):
+    images, targets = first_epoch(tiny_batches)
+    expected = sorted_rows(images.max(axis=(1, 2)), targets)
+    assert batches.num_examples == len(images)
+    epochs = []
+    dataset = batches.dataset().take(2 * batches.steps_per_epoch).as_numpy_iterator()
+    rows = list(dataset)
+    for epoch in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+        facts = np.concatenate([inputs["facts"] for inputs, _ in epoch])
+        truth = np.concatenate([targets for _, targets in epoch])
+        epochs.append(truth)
+        for got, want in zip(sorted_rows(facts, truth), expected, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert not np.array_equal(*epochs)
+
+
+def test_pictures_keep_half_precision(tiny_batches, batches):
+    images, targets = first_epoch(tiny_batches)
+    inputs, truth = next(batches.dataset().as_numpy_iterator())
+    row = int(np.argmin(np.abs(targets[:, 0] - truth[0, 0])))
+    means = images[row].reshape(2, 32, 2, 32, 1).mean(axis=(1, 3))
+    np.testing.assert_allclose(inputs["pictures"][0], means, rtol=1e-3)
+    assert inputs["pictures"].dtype == np.float32
+
+
+def test_steps_and_replicas_cut_the_same_stream(batches):
+    whole = list(batches.dataset().take(4).as_numpy_iterator())
+    later = next(batches.dataset(start_step=3).as_numpy_iterator())
+    np.testing.assert_array_equal(later[1], whole[3][1])
+    halves = list(batches.dataset(replicas=2).take(2).as_numpy_iterator())
+    both = np.concatenate([targets for _, targets in halves])
+    np.testing.assert_array_equal(np.sort(both, axis=0), np.sort(whole[0][1], axis=0))
+
+
+def test_filling_goes_on_where_it_stopped(tiny_batches, front, batches, tmp_path):
+    folder = tmp_path / "kept"
+    expected = np.load(folder / "facts.npy").copy()
+    # As if the process had been killed after the first batch.
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "done": 8}))
+    facts = np.load(folder / "facts.npy", mmap_mode="r+")
+    facts[8:] = -1.0
+    facts.flush()
+    del facts, batches
+    FrontEndBatches(tiny_batches, front, folder, {"recipe": "tiny"})
+    np.testing.assert_array_equal(np.load(folder / "facts.npy"), expected)
+
+
+def test_outputs_of_other_data_are_refused(tiny_batches, front, batches, tmp_path):
+    with pytest.raises(UserError, match="choose another --front_end_dir"):
+        FrontEndBatches(tiny_batches, front, tmp_path / "kept", {"recipe": "other"})
+
+
+def test_apply_takes_any_number_of_images(front):
+    images = np.random.default_rng(0).normal(size=(37, 64, 64, 1)).astype(np.float32)
+    for number in (3, 32, 37):
+        facts = apply(front, images[:number])["facts"]
+        np.testing.assert_allclose(facts, images[:number].max(axis=(1, 2)), rtol=1e-6)
