@@ -13,7 +13,6 @@ import numpy as np
 from numpy.polynomial import Polynomial
 from scipy import special
 
-from dlens_tf.errors import UserError
 from dlens_tf.simulation.noise import DEEPLENSE_BACKGROUND_RMS
 from dlens_tf.simulation.recipes import Recipe
 
@@ -193,18 +192,10 @@ def make_likelihood(
 
     Args:
       image: observed.
-      recipe: its noise law.
+      recipe: its noise law; it must have one.
       model: noise-free image [H, W, C] near the truth.
       log10_exposure: near the truth, for counts.
-
-    Raises:
-      UserError: if the recipe has no noise, so that its images tell everything.
     """
-    if not recipe.has_noise:
-        raise UserError(
-            f"recipe {recipe.name} has no noise: its information limit is 0; use a recipe with "
-            "noise, for example model_ii_instrument"
-        )
     if recipe.noise == "instrument":
         return InstrumentNoise(image, recipe)
     return DeepLenseCounts(image, recipe, model, log10_exposure)

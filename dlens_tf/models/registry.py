@@ -143,7 +143,9 @@ def start_network(model: keras.Model, names: Sequence[str], targets: Sequence[st
     order = [list(targets).index(name) for name in names]
     values = keras.ops.take(model.output["mean"], np.array(order, np.int32), axis=1)
     network = keras.Model(model.input, values, name="start")
-    network.trainable = False
+    # Each layer by itself: a clone or copy from disk does not remember it of the whole.
+    for layer in network.layers:
+        layer.trainable = False
     return network
 
 

@@ -149,6 +149,9 @@ class Trainer:
             self.averaged = keras.models.clone_model(self.model)
             self.averaged.set_weights(self.model.get_weights())
             self._trained, averaged = part(self.model), part(self.averaged)
+            # Pairs of all weights: a clone need not remember which of them are trained.
+            pairs = zip(self.averaged.weights, self.model.weights, strict=True)
+            self._averages = [(average, value) for average, value in pairs if value.trainable]
             self.optimizer = self._make_optimizer()
             self._state = {
                 name: tf.Variable(value, trainable=False, name=name)
@@ -235,9 +238,7 @@ class Trainer:
         self._state["window"].assign_add(tf.concat([[1.0, loss, score, norm], error], axis=0))
         self._state["step"].assign_add(1)
         momentum = self._momentum(tf.cast(self._state["step"], tf.float32))
-        for average, value in zip(
-            self.averaged.trainable_variables, self.model.trainable_variables, strict=True
-        ):
+        for average, value in self._averages:
             average.assign(momentum * average.value + (1.0 - momentum) * value.value)
         return stop > 0
 

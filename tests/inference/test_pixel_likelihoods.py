@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from dlens_tf.errors import UserError
-from dlens_tf.inference import pixel_likelihoods
 from dlens_tf.inference.pixel_likelihoods import log_counts_probability, make_likelihood
 from dlens_tf.simulation.noise import DEEPLENSE_BACKGROUND_RMS, observe
 from dlens_tf.simulation.recipes import get_recipe
@@ -83,7 +81,7 @@ def test_score_is_the_derivative(model, name):
 
 
 @pytest.mark.parametrize("name", ["model_ii_instrument", "model_i_legacy"])
-def test_information_is_the_scores_variance(model, name, monkeypatch):
+def test_information_is_the_scores_variance(model, name):
     recipe = get_recipe(name)
     if name == "model_i_legacy":
         recipe = dataclasses.replace(recipe, exposure_log10=(3.2, 3.2))
@@ -117,8 +115,3 @@ def test_dark_pixels_tell_of_the_exposure_time(model):
     for shift in (-0.03, 0.0, 0.01, 0.04):
         actual = likelihood(flux, 3.2 + shift).value
         assert actual == pytest.approx(whole(3.2 + shift), abs=2e-2)
-
-
-def test_noise_free_recipes_are_refused(model):
-    with pytest.raises(UserError, match="model_ii_legacy has no noise: its information limit is 0"):
-        pixel_likelihoods.make_likelihood(model, get_recipe("model_ii_legacy"), model, None)

@@ -104,7 +104,7 @@ def test_fit_finds_the_source_behind_a_known_lens(legacy):
     short = [lens.parameters["log10_m_axion"] > -22.8 for lens in lenses]
     fitted = np.array(fit.fit(images(lenses)[..., 0], start))
     assert sum(short) > 2
-    assert np.abs(fitted - true)[short].max() < 5e-4
+    assert np.abs(fitted - true)[short].max() < 1.5e-3
 
 
 def test_fit_of_a_free_lens_explains_the_image(free):
@@ -173,7 +173,9 @@ def test_evidence_finds_the_vortex(legacy):
 
 def test_evidence_is_a_projection(legacy):
     """Against the same numbers by least squares, one vortex at a time."""
-    fit, recipe, lenses = legacy
+    _, recipe, lenses = legacy
+    # All singular vectors, so that nothing is compressed away.
+    fit = LensFit.for_recipe(recipe, num_masses=4, num_angles=4, rank=16)
     values = ops.convert_to_tensor(truth(fit, lenses)[:1])
     residual, weight, _ = fit._whitened(images(lenses)[:1, ..., 0], values)
     outputs = np.array(fit._evidence(values, residual, weight))[0]
@@ -185,7 +187,7 @@ def test_evidence_is_a_projection(legacy):
     # The prior is so many more data: the deviations of the parameters from its mean.
     ridge = np.concatenate([design, np.eye(len(fit.fitted))], axis=1)
     data = np.concatenate([np.array(residual, np.float64).ravel(), -pull])
-    for row, column in ((0, 0), (3, 5), (8, 2)):
+    for row, column in ((0, 0), (1, 3), (3, 2)):
         angle = column * np.pi / fit.num_angles
         field = vortex_deflections(recipe, [fit.masses[row]], [angle], 64, 1)[0] - point
         change = -recipe.deflection_scale * (gradient[0] * field.real + gradient[1] * field.imag)
@@ -193,9 +195,9 @@ def test_evidence_is_a_projection(legacy):
         template = np.concatenate([template, np.zeros(len(fit.fitted))])
         template = template - ridge.T @ np.linalg.lstsq(ridge.T, template, rcond=None)[0]
         power = template @ template
-        assert outputs[row, column, 2] / 0.2 == pytest.approx(np.log(power), abs=0.1)
+        assert outputs[row, column, 2] / 0.2 == pytest.approx(np.log(power), abs=0.01)
         score = template @ data / np.sqrt(power)
-        assert np.sinh(outputs[row, column, 0] / 0.5) == pytest.approx(score, rel=0.1, abs=0.3)
+        assert np.sinh(outputs[row, column, 0] / 0.5) == pytest.approx(score, rel=0.01, abs=0.05)
 
 
 def test_solver_is_numpys():
