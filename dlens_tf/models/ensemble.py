@@ -7,13 +7,16 @@ Example:
     >>> model(images)["quantiles"]                        # of 16 posteriors' mixture
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 from keras import ops
 
 from dlens_tf.errors import UserError
 from dlens_tf.models.heads import DensityHead
+from dlens_tf.models.lens_fit import LensFit
+from dlens_tf.models.registry import FITTED, split_at_fit
 from dlens_tf.parameters import ParameterSet
 
 TURNS: dict[str, list[tuple[bool, int]]] = {
@@ -93,6 +96,31 @@ def check_turns(turns: Sequence[tuple[bool, int]], targets: ParameterSet) -> Non
         )
 
 
+def _split(
+    models: Sequence[keras.Model],
+) -> tuple[keras.Model | None, Sequence[Callable[..., dict]]]:
+    """The fit that all models begin with, and what each makes of it: it costs more than they do.
+
+    None and the models themselves, if they don't begin alike.
+    """
+    for i, model in enumerate(models):
+        model.name = f"member{i}"
+    if not all(isinstance(_layer(model, FITTED), LensFit) for model in models):
+        return None, models
+    fronts, networks = zip(*map(split_at_fit, models), strict=True)
+    first = fronts[0]
+    for front in fronts[1:]:
+        weights = zip(first.get_weights(), front.get_weights(), strict=False)
+        same_fit = front.get_layer(FITTED).get_config() == first.get_layer(FITTED).get_config()
+        if not (same_fit and all(np.array_equal(a, b) for a, b in weights)):
+            return None, models
+    return first, networks
+
+
+def _layer(model: keras.Model, name: str) -> keras.layers.Layer | None:
+    return next((layer for layer in model.layers if layer.name == name), None)
+
+
 def build_ensemble(
     models: Sequence[keras.Model], turns: Sequence[tuple[bool, int]], targets: ParameterSet
 ) -> keras.Model:
@@ -121,10 +149,11 @@ def build_ensemble(
         Turn(mirror, quarters, name=f"turn{i}")(image) if mirror or quarters else image
         for i, (mirror, quarters) in enumerate(turns)
     ]
+    front, networks = _split(models)
+    inputs = [front(picture) for picture in turned] if front else turned
     densities, members = [], []
-    for i, (model, head) in enumerate(zip(models, heads, strict=True)):
-        model.name = f"member{i}"
-        densities += [model(picture)["density"] for picture in turned]
+    for network, head in zip(networks, heads, strict=True):
+        densities += [network(x)["density"] for x in inputs]
         members += [head.density_config] * len(turned)
     mixture = EnsembleHead.for_targets(targets, "nll", members=members, name="head")
     return keras.Model(image, mixture(densities), name="dlens_ensemble")

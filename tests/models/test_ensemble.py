@@ -7,11 +7,13 @@ import tensorflow as tf
 from scipy import integrate
 
 from dlens_tf.errors import UserError
+from dlens_tf.models import ModelSpec, build_model
 from dlens_tf.models.densities import make_density
 from dlens_tf.models.ensemble import TURNS, EnsembleHead, Turn, build_ensemble
 from dlens_tf.models.heads import HEADS, PointHead
 from dlens_tf.parameters import ParameterSet, Uniform
 from dlens_tf.pipeline import augment
+from dlens_tf.simulation.recipes import get_recipe
 
 TARGETS = ParameterSet.from_priors(
     {"log10_m_axion": Uniform(-24.0, -22.0), "theta_E": Uniform(0.5, 2.0)}
@@ -174,3 +176,21 @@ def test_point_heads_are_refused():
     assert isinstance(_member(0, "point").get_layer("head"), PointHead)
     with pytest.raises(UserError, match="point head has no posterior"):
         build_ensemble([_member(0, "point")], TURNS["none"], TARGETS)
+
+
+def test_members_with_the_same_fit_share_it(lenses, assert_serialises):
+    images, _, targets = lenses
+    small = {"num_masses": 3, "num_angles": 4, "rank": 4, "steps": 1}
+    models = []
+    for seed in range(2):
+        keras.utils.set_random_seed(seed)
+        spec = ModelSpec("none", {}, "spline", "nll", "lens_fit", small, head_options={"bins": 4})
+        models.append(build_model(spec, get_recipe("model_ii_instrument"), targets, images))
+    expected = [np.array(model(images)["mean"]) for model in models]
+    weights = sum(w.size for model in models for w in model.get_weights())
+    fit = sum(w.size for w in models[0].get_layer("lens_fit").get_weights())
+    start = sum(w.size for w in models[0].get_layer("start").get_weights())
+    ensemble = build_ensemble(models, TURNS["none"], targets)
+    assert sum(w.size for w in ensemble.get_weights()) == weights - fit - start
+    np.testing.assert_allclose(np.array(ensemble(images)["mean"]), np.mean(expected, 0), atol=1e-3)
+    assert_serialises(ensemble, images)
