@@ -182,6 +182,7 @@ class Trainer:
         latest = tf.train.latest_checkpoint(str(run.checkpoints_dir))
         if latest:
             _restore(checkpoint, latest)
+        self._window = np.array(self._state["window"].numpy())
 
     @property
     def step(self) -> int:
@@ -230,17 +231,21 @@ class Trainer:
         return loss, score, norm / replicas, error, stop / replicas
 
     def _distributed_step(self, images, targets, stop: tf.Tensor) -> tf.Tensor:
-        """One step; `stop` is whether this worker was asked to stop, returned whether any was."""
+        """One step; `stop` is whether this worker was asked to stop.
+
+        Returns:
+          [5 + P]: 1, loss, score, gradient norm, MAE of each target, the share of workers that
+          were asked to stop.
+        """
         results = self._strategy.run(self._replica_step, args=(images, targets, stop))
         loss, score, norm, error, stop = (
             self._strategy.reduce(tf.distribute.ReduceOp.SUM, r, axis=None) for r in results
         )
-        self._state["window"].assign_add(tf.concat([[1.0, loss, score, norm], error], axis=0))
         self._state["step"].assign_add(1)
         momentum = self._momentum(tf.cast(self._state["step"], tf.float32))
         for average, value in self._averages:
             average.assign(momentum * average.value + (1.0 - momentum) * value.value)
-        return stop > 0
+        return tf.concat([[1.0, loss, score, norm], error, [stop]], axis=0)
 
     def _momentum(self, done: tf.Tensor) -> tf.Tensor | float:
         """Weight of the average so far against the weights after step `done`."""
@@ -320,7 +325,8 @@ class Trainer:
         while True:
             profile(step + 1)
             images, targets = next_batch()
-            stop = self.train_step(images, targets, tf.constant(stop_requested()))
+            sums = self.train_step(images, targets, tf.constant(stop_requested())).numpy()
+            self._window += sums[:-1]
             step += 1
             bar.update()
             if step % self._plan.log_every == 0 or step % per_epoch == 0:
@@ -340,7 +346,7 @@ class Trainer:
                     return metrics
                 start = time.perf_counter()
             # Several workers must stop after the same step, so they wait for its answer.
-            if bool(stop) if self._several_workers else stop_requested():
+            if sums[-1] > 0.0 if self._several_workers else stop_requested():
                 self._check_finite()
                 self._save()
                 raise Interrupted
@@ -349,6 +355,7 @@ class Trainer:
         """Saves a checkpoint, in the first worker only."""
         if not self._chief:
             return
+        self._state["window"].assign(self._window)
         try:
             self._manager.save()
         except (OSError, tf.errors.OpError) as error:
@@ -358,7 +365,7 @@ class Trainer:
 
     def _check_finite(self) -> None:
         """Raises a `UserError` unless loss and gradients since the last log line are finite."""
-        if not np.all(np.isfinite(self._state["window"].numpy())):
+        if not np.all(np.isfinite(self._window)):
             raise self._not_finite("loss or gradient")
 
     def _not_finite(self, what: str) -> UserError:
@@ -369,9 +376,8 @@ class Trainer:
 
     def _log_training(self, logger: RunLogger | None, bar: tqdm, step: int, rate: float) -> None:
         """Writes the means since the last log line, and starts a new window."""
-        window = self._state["window"].numpy()
-        loss, score, norm, *errors = window[1:] / window[0]
-        self._state["window"].assign(np.zeros_like(window))
+        loss, score, norm, *errors = self._window[1:] / self._window[0]
+        self._window = np.zeros_like(self._window)
         bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} images/s")
         if logger:
             scalars = {
