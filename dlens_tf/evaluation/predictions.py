@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import tensorflow as tf
 from tqdm import tqdm
 
 from dlens_tf.errors import UserError
@@ -14,6 +13,7 @@ from dlens_tf.inference.posterior import Posterior
 from dlens_tf.parameters import ParameterSet
 from dlens_tf.pipeline.reading import DatasetFolder, explained_read_errors, read_batches
 from dlens_tf.quantiles import QUANTILE_LEVELS
+from dlens_tf.training.front_end import make_predictor
 from dlens_tf.training.run_folder import RunFolder
 
 
@@ -147,15 +147,14 @@ def predict_split(
     """
     _check_matches(run, folder)
     model, targets = run.load_model(), run.targets
-    spec = tf.TensorSpec((None, *folder.image_shape), tf.float32)
-    predict = tf.function(lambda images: model(images, training=False), input_signature=[spec])
+    predict = make_predictor(model)
     has_snr = folder.has("metadata/snr")
     outputs: dict[str, list[np.ndarray]] = {}
     parts: dict[str, list[np.ndarray]] = {}
     for batch in _batches(
         folder, split, batch_size, run.config["classes"], max_examples, f"predict {split}"
     ):
-        answer = {k: v.numpy() for k, v in predict(tf.constant(batch["image"])).items()}
+        answer = predict(batch["image"])
         _check_outputs(answer, str(run.model_path))
         part = {
             "truth": _truth(batch, targets),

@@ -7,7 +7,9 @@ folder that several runs with the same data and front end can share.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,14 @@ from tqdm import tqdm
 from dlens_tf.errors import UserError
 from dlens_tf.io.files import atomic_write
 from dlens_tf.io.locks import exclusive
+from dlens_tf.models.lens_fit import LensFit
 from dlens_tf.pipeline.batches import Batches
 
 _TARGETS = "targets"
 _HALF = ("pictures",)  # kept in float16: they are noise-limited, and nearly all of the volume
 _BLOCK = 512
+_SOME = 16
+"""Images that one core predicts together."""
 
 
 def output_shapes(front: keras.Model) -> dict[str, tuple[int, ...]]:
@@ -45,17 +50,30 @@ def compiled(front: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     return tf.function(call, jit_compile=True)
 
 
-def apply(front: keras.Model, images: np.ndarray, size: int = 32) -> dict[str, np.ndarray]:
-    """Outputs of a front end for images [N, H, W, C], each [N, …]."""
-    run = compiled(front)
-    number = len(images)
-    padded = np.concatenate([images, images[: -number % size]]) if number % size else images
-    if len(padded) % size:  # fewer images than are missing
-        padded = np.resize(images, (size, *images.shape[1:]))
-    dataset = tf.data.Dataset.from_tensor_slices(padded).batch(size)
-    dataset = dataset.map(run, num_parallel_calls=tf.data.AUTOTUNE)
-    parts = list(tqdm(dataset.as_numpy_iterator(), total=len(padded) // size, desc="front end"))
-    return {name: np.concatenate([part[name] for part in parts])[:number] for name in parts[0]}
+def make_predictor(model: keras.Model) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A function from images [N, H, W, C] to a model's outputs, each [N, …].
+
+    Models that fit lenses are compiled and run on all cores, each some of the images.
+    """
+    if not any(isinstance(layer, LensFit) for layer in model._flatten_layers()):
+        spec = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
+        eager = tf.function(lambda images: model(images, training=False), input_signature=[spec])
+        return lambda images: {n: v.numpy() for n, v in eager(tf.constant(images)).items()}
+    run = compiled(model)
+
+    def some(images: np.ndarray) -> dict[str, np.ndarray]:
+        # Always as many, so that there is one program.
+        padded = np.resize(images, (_SOME, *images.shape[1:]))
+        outputs = run(tf.constant(padded))
+        return {name: values.numpy()[: len(images)] for name, values in outputs.items()}
+
+    def predict(images: np.ndarray) -> dict[str, np.ndarray]:
+        pieces = [images[i : i + _SOME] for i in range(0, len(images), _SOME)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            parts = list(pool.map(some, pieces))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return predict
 
 
 def weights_digest(front: keras.Model) -> str:

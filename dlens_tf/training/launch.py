@@ -306,7 +306,7 @@ def train_run(options: RunOptions) -> Path:
         }
         path = Path(options.front_end_dir or run.path / "front_end")
         batches = front_end.FrontEndBatches(batches, front, path, key)
-        inputs = front_end.apply(front, validation.images)
+        inputs = front_end.make_predictor(front)(validation.images)
         part = {"part": lambda model: split_at_fit(model)[1], "validation_inputs": inputs}
     trainer = Trainer(run, strategy, make_model, batches, validation, targets, plan, **part)
     num_parameters = sum(math.prod(w.shape) for w in trainer.model.trainable_weights)

@@ -67,6 +67,21 @@ def test_flagfile_repeats_the_run(tmp_path, arguments):
     assert _resolve(tmp_path / "x.cfg", f"--flagfile={first}", "--batch_size=7")["batch_size"] == 7
 
 
+def test_flags_of_heads_are_those_of_the_library(tmp_path):
+    """The tool repeats names and defaults, as it must not import Keras for its help."""
+    from dlens_tf.models import HEADS
+    from dlens_tf.parameters import ParameterSet, Uniform
+
+    target = ParameterSet.from_priors({"theta_E": Uniform(1.0, 1.8)})
+    for kind, head in HEADS.items():
+        options = _resolve(
+            tmp_path / f"{kind}.cfg", "--config=model_ii", "--run_dir=r", f"--head={kind}"
+        )["model"]
+        assert options["loss"] == next(iter(head.losses_by_name))
+        made = head.for_targets(target, options["loss"]).density_config
+        assert {"kind": options["head"], **options["head_options"]} == made
+
+
 def test_flags_of_simulation_are_resolved(tmp_path):
     arguments = ["--config=model_ii", "--run_dir=r", "--data=simulate:model_ii"]
     options = _resolve(tmp_path / "flags.cfg", *arguments)
