@@ -23,6 +23,7 @@ Comput. 32, 32, arXiv:2103.10522 (bands); Lemos et al. 2023, arXiv:2302.03026 (T
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -159,7 +160,7 @@ def rank_counts(rank: np.ndarray, num_samples: int = NUM_SAMPLES) -> np.ndarray:
 
 
 def tarp_fractions(
-    samples: np.ndarray, truth: np.ndarray, supports: np.ndarray, seed: int
+    samples: np.ndarray, truth: np.ndarray, supports: np.ndarray, seed: int | Sequence[int]
 ) -> np.ndarray:
     """The credibility that each joint posterior gives its truth, by a test with random points.
 
@@ -168,7 +169,7 @@ def tarp_fractions(
       truth: float [N, P].
       supports: prior ranges [P, 2]: distances are in units of them, and for each image one
         reference point is drawn uniformly from their product.
-      seed: of the reference points.
+      seed: of the reference points; not that of the draws, on which they may not depend.
 
     Returns:
       float64 [N]: the share of draws that are closer to the reference point than the truth is,
@@ -268,7 +269,7 @@ def judge(posterior: Posterior, truth: np.ndarray, seed: int) -> Judgement:
     return Judgement(
         marginals(posterior, truth),
         ranks(samples, truth),
-        tarp_fractions(samples, truth, supports, seed),
+        tarp_fractions(samples, truth, supports, [seed, 1]),
         posterior.joint_log_prob(truth),
     )
 

@@ -140,12 +140,17 @@ def vortex_deflections(
         for angle in angles:
             turned = z * np.exp(-1j * angle)
             # Softened by half a subpixel: what a pixel sees of a bead inside it.
-            pull = sum(2.0 * turned / (turned**2 - t**2 + (0.5 * step) ** 2) for t in beads)
-            field = strength * np.conj(pull) * np.exp(1j * angle)
+            pull = sum(_pull(turned - t, step) + _pull(turned + t, step) for t in beads)
+            field = strength * pull * np.exp(1j * angle)
             pixel = samples * binning
             side = crop // binning
             fields.append(field.reshape(side, pixel, side, pixel).mean((1, 3)))
     return np.array(fields)
+
+
+def _pull(distance: np.ndarray, step: float) -> np.ndarray:
+    """Deflection by a mass of Einstein radius 1, softened by half a step; complex arcsec."""
+    return distance / (distance.real**2 + distance.imag**2 + (0.5 * step) ** 2)
 
 
 @keras.saving.register_keras_serializable(package="dlens_tf")

@@ -26,7 +26,7 @@ from dlens_tf.models.lens_fit import LensFit
 from dlens_tf.pipeline.batches import Batches
 
 _TARGETS = "targets"
-_HALF = ("pictures",)  # kept in float16: they are noise-limited, and nearly all of the volume
+_HALF = ("pictures",)  # nearly all of the volume, and stretched to order one: kept in float16
 _BLOCK = 512
 _SOME = 16
 """Images that one core predicts together."""

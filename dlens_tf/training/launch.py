@@ -195,10 +195,10 @@ def _start_network(start_run: str | None, recipe: Recipe):
     from dlens_tf.training.run_folder import RunFolder
 
     run = RunFolder.open(start_run)
-    if tuple(run.config["image_shape"]) != recipe.image_shape:
+    if run.config["recipe"] != recipe.name:
         raise UserError(
-            f"--start_run={start_run} takes images of shape {run.config['image_shape']}, recipe "
-            f"{recipe.name} has {list(recipe.image_shape)}"
+            f"--start_run={start_run} was trained on {run.config['recipe']}, not on {recipe.name}: "
+            "train one on this recipe"
         )
     return start_network(run.load_model(), [*lens_fit.fitted_parameters(recipe)], run.targets.names)
 

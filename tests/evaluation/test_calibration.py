@@ -223,3 +223,18 @@ def test_same_seed_same_points(problem):
     )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+def test_points_of_tarp_are_independent_of_the_draws(scipy_posterior, monkeypatch):
+    """Of the flat posterior, calibrated here, the draws are uniform over the prior as they are."""
+    monkeypatch.setattr(calibration, "NUM_SAMPLES", 9)  # of which one would weigh much
+    names, shape = ("theta_E", "gamma1"), (400, 2)
+    parameters = ParameterSet.from_priors(dict.fromkeys(names, Uniform(0.0, 1.0)))
+    posterior = scipy_posterior(parameters, [stats.uniform(np.zeros(400), np.ones(400))] * 2)
+    p_values = []
+    for seed in range(40):
+        truth = np.random.default_rng([seed, 2]).uniform(size=shape)
+        fractions = calibration.judge(posterior, truth, seed).fractions
+        p_values.append(calibration.ks_test(fractions)["p_value"])
+    assert np.mean(np.array(p_values) < 0.1) < 0.3
+    assert calibration.ks_test(np.array(p_values))["p_value"] > 1e-3

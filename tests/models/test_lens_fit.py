@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from lenstronomy.LensModel.lens_model import LensModel
 
 from dlens_tf.errors import UserError
 from dlens_tf.models.lens_fit import (
@@ -198,6 +199,34 @@ def test_evidence_is_a_projection(legacy):
         assert outputs[row, column, 2] / 0.2 == pytest.approx(np.log(power), abs=0.01)
         score = template @ data / np.sqrt(power)
         assert np.sinh(outputs[row, column, 0] / 0.5) == pytest.approx(score, rel=0.01, abs=0.05)
+
+
+def test_vortices_deflect_as_the_recipes_do():
+    recipe = get_recipe("model_ii")
+    axis = (np.arange(64) - 31.5) * recipe.instrument.pixel_scale
+    x, y = np.meshgrid(axis, axis)
+    law = recipe.substructure["axion"]
+    values = {"log10_m_axion": -23.0, "phi_vortex": 0.6}
+    line = law.draw(values, None, recipe.plane)
+    beads = [
+        {"theta_E": size, "center_x": bead_x, "center_y": bead_y}
+        for size, bead_x, bead_y in zip(line.theta_E, line.x, line.y, strict=True)
+    ]
+    expected = LensModel(["POINT_MASS"] * len(beads)).alpha(x, y, beads)
+    field = vortex_deflections(recipe, [-23.0], [0.6], 64, 1)[0]
+    # Away from the line, where the mean over a pixel is its middle.
+    far = np.abs(np.cos(0.6) * y - np.sin(0.6) * x) > 0.3
+    far |= np.hypot(x, y) > line.half_length + 0.3
+    np.testing.assert_allclose(field.real[far], expected[0][far], atol=2e-3)
+    np.testing.assert_allclose(field.imag[far], expected[1][far], atol=2e-3)
+
+
+def test_vortices_weigh_alike_at_every_angle():
+    recipe = get_recipe("model_ii")
+    # Along a diagonal, subpixels lie on the line itself.
+    fields = vortex_deflections(recipe, [-23.9], [0.0, np.pi / 4, 1.0], 64, 1)
+    sizes = np.linalg.norm(fields.reshape(3, -1), axis=1)
+    assert sizes.max() / sizes.min() < 1.05
 
 
 def test_solver_is_numpys():
