@@ -4,7 +4,8 @@ Lenses of the recipe are simulated and the posterior of log10_m_axion is compute
 `inference.brute_force`. The true masses are spread evenly over the prior (a van der Corput
 sequence with a seeded start), so that few images cover it whatever their number. What each image
 gives is the expected error of its posterior's median; the error that was made, the rank of the
-truth and the coverage of intervals tell whether the posteriors can be believed.
+truth and the coverage of intervals tell whether the posteriors can be believed, and so do the doubt
+that the integration left and the share of the posterior whose optimisation did not converge.
 """
 
 import dataclasses
@@ -21,12 +22,15 @@ from tqdm import tqdm
 from dlens_tf.errors import UserError, choose
 from dlens_tf.evaluation.metrics import bin_indices, equal_edges
 from dlens_tf.inference.brute_force import EXPOSURE, TARGET, BruteForce, check_recipe
+from dlens_tf.inference.cells import ACCURACY
 from dlens_tf.simulation.noise import observe
 from dlens_tf.simulation.recipes import RECIPES, InformationLimit, Recipe, get_recipe
 from dlens_tf.simulation.scene import draw, noise_generator
 
 QUANTILES = (0.025, 0.16, 0.5, 0.84, 0.975)
 LEVELS = (50, 68, 90, 95)
+UNCONVERGED = 0.01
+"""Share of a posterior without convergence above which the table counts an image."""
 RESUMES = True
 """Rows of an earlier, shorter run are kept."""
 
@@ -80,7 +84,8 @@ def image_row(exact: BruteForce, seed: int, index: int) -> dict[str, Any]:
 
     Returns:
       recipe, index, truth, median, mean, stddev, expected_error, rank (the posterior's
-      probability below the truth), quantiles at `QUANTILES`, renders.
+      probability below the truth), doubt (see `brute_force.Posterior`), unconverged_mass,
+      quantiles at `QUANTILES`, points at which the density was computed, renders.
     """
     recipe = exact.recipe
     truth = truth_of(recipe, seed, index)
@@ -97,12 +102,15 @@ def image_row(exact: BruteForce, seed: int, index: int) -> dict[str, Any]:
         "stddev": marginal.stddev,
         "expected_error": marginal.expected_error,
         "rank": marginal.cdf(truth),
+        "doubt": posterior.doubt,
+        "unconverged_mass": posterior.unconverged,
     }
     return {
         "recipe": recipe.name,
         "index": index,
         **{name: round(value, 7) for name, value in row.items()},
         "quantiles": [round(float(q), 7) for q in marginal.quantile(QUANTILES)],
+        "points": len(posterior.cells),
         "renders": posterior.renders,
     }
 
@@ -157,8 +165,9 @@ def stratified_mean(values: np.ndarray, truth: np.ndarray, edges: np.ndarray) ->
 
 
 def _arrays(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-    names = ("truth", "median", "expected_error", "rank")
-    return {name: np.array([row[name] for row in rows]) for name in names}
+    names = ("truth", "median", "expected_error", "rank", "doubt", "unconverged_mass", "points")
+    # Results of earlier versions lack the last three.
+    return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
 
 def limit(recipe: str, rows: Sequence[dict[str, Any]]) -> InformationLimit:
@@ -178,9 +187,11 @@ def limit(recipe: str, rows: Sequence[dict[str, Any]]) -> InformationLimit:
 
 
 def table(report: Report) -> str:
-    """The limit of each recipe, by bin of the truth, and the posteriors' coverage."""
+    """The limit of each recipe, the expected error by bin of the truth, and what tells whether the
+    posteriors are right.
+    """
     recipes = list(dict.fromkeys(row["recipe"] for row in report.rows))
-    totals, bins, checks = [], [], []
+    totals, bins, checks, doubts = [], [], [], []
     for name in recipes:
         rows = [row for row in report.rows if row["recipe"] == name]
         arrays = _arrays(rows)
@@ -194,6 +205,7 @@ def table(report: Report) -> str:
         coverage = [f"{100.0 * np.mean(central <= level / 100.0):.0f} %" for level in LEVELS]
         uniform = stats.kstest(arrays["rank"], "uniform").pvalue
         checks.append([name, *coverage, f"{uniform:.2f}"])
+        doubts.append([name, *_doubts(arrays)])
     edges = equal_edges(get_recipe(recipes[0]).class_parameters("axion")[TARGET])
     ranges = [f"{low:.2f} to {high:.2f}" for low, high in itertools.pairwise(edges)]
     header = ["recipe", *(f"in {level} %" for level in LEVELS), "p of uniform ranks"]
@@ -201,12 +213,38 @@ def table(report: Report) -> str:
         [
             f"Least mean absolute error of {TARGET}, dex (seed {report.settings['seed']})",
             markdown_table(["recipe", "images", "expected", "made"], totals),
-            f"By true {TARGET}",
+            f"The exact posterior's expected error by true {TARGET}, dex: no bound within a bin",
             markdown_table(["recipe", *ranges], bins),
             "Truths in the posterior's central intervals",
             markdown_table(header, checks),
+            "Integrations that stopped short, and optimisations that did",
+            markdown_table(
+                [
+                    "recipe",
+                    f"images of doubt above {ACCURACY:g}",
+                    "largest doubt",
+                    f"images with above {100 * UNCONVERGED:g} % unconverged",
+                    "largest share",
+                    "points, median",
+                ],
+                doubts,
+            ),
         ]
     )
+
+
+def _doubts(arrays: dict[str, np.ndarray]) -> list[str]:
+    """How many images are doubtful, and by how much; "–" where an image's row doesn't say."""
+    doubt, unconverged, points = (arrays[n] for n in ("doubt", "unconverged_mass", "points"))
+    if np.isnan(doubt).any():
+        return ["–"] * 5
+    return [
+        str(np.sum(doubt > ACCURACY)),
+        f"{doubt.max():.2f}",
+        str(np.sum(unconverged > UNCONVERGED)),
+        f"{100.0 * unconverged.max():.1f} %",
+        f"{np.median(points):.0f}",
+    ]
 
 
 def _number(value: float) -> str:

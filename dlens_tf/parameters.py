@@ -426,3 +426,19 @@ class ParameterSet:
     def supports(self) -> np.ndarray:
         """Prior ranges, float64 [P, 2]."""
         return np.array([p.prior.support for p in self])
+
+
+def float32_supports(supports: np.ndarray) -> np.ndarray:
+    """The widest float32 ranges inside ranges: rounding alone may put an end beyond its own.
+
+    Args:
+      supports: lowest and highest values, float64 [..., 2].
+
+    Returns:
+      float32 [..., 2].
+    """
+    low, high = np.moveaxis(np.asarray(supports, np.float64), -1, 0)
+    low32, high32 = low.astype(np.float32), high.astype(np.float32)
+    low32 = np.where(low32 < low, np.nextafter(low32, np.float32(np.inf)), low32)
+    high32 = np.where(high32 > high, np.nextafter(high32, np.float32(-np.inf)), high32)
+    return np.stack([low32, high32], axis=-1)

@@ -40,12 +40,12 @@ def _mae_by_bins(entry: Mapping[str, Any], key: str) -> list[tuple[str, str, lis
     return [(kind, _LABELS[kind], bins[key]) for kind, bins in by_kind.items()]
 
 
-def _limit_by_truth(entry: Mapping[str, Any]) -> tuple[str, str, list[dict]]:
-    limit = [
+def _exact_by_truth(entry: Mapping[str, Any]) -> tuple[str, str, list[dict]]:
+    exact = [
         {**b, "metrics": {"mae": {"value": value, "standard_error": None}}}
         for b, value in zip(entry["by_truth"], entry["limit_by_truth"], strict=True)
     ]
-    return ("limit", "information limit", limit)
+    return ("limit", metrics.EXACT_TITLE, exact)
 
 
 def _densities(posterior: Posterior, truth: np.ndarray, index: int) -> plots.Figure:
@@ -97,7 +97,7 @@ def draw(
         }
         rows = _mae_by_bins(entry, "by_truth")
         if entry["limit_by_truth"]:
-            rows.append(_limit_by_truth(entry))
+            rows.append(_exact_by_truth(entry))
         drawn["by_truth"] = plots.truth_bins_figure(rows, parameter)
         if entry["by_snr"]:
             drawn["by_snr"] = plots.snr_bins_figure(_mae_by_bins(entry, "by_snr"), parameter)

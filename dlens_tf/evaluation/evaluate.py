@@ -15,9 +15,10 @@ holds:
         rows:      the table: the model first, then baselines, published numbers, the limit; each
                    kind, name, source, metrics, mae_over_limit
         baselines: <kind>: by_truth and by_snr of the computed baselines
-        limit_by_truth: the information limit in the bins of by_truth; None if unknown
+        limit_by_truth: the exact posterior's expected error in the bins of by_truth, where it
+                   is no bound (see `InformationLimit`); None if unknown
     joint: "before" and "after": nll and tarp of all parameters together; None for point estimates
-    recalibration: where it comes from; None without one
+    recalibration: its method, checksum and where it comes from; None without one
 
 The point estimate is the posterior's median, or what a point head says. A run's recalibration, if
 it has one, is part of its model: `metrics` are with it.
@@ -49,6 +50,7 @@ from dlens_tf.evaluation.recalibration import (
 from dlens_tf.evaluation.summaries import NAMES
 from dlens_tf.inference.posterior import Posterior
 from dlens_tf.io.files import file_checksum
+from dlens_tf.models.registry import given_to
 from dlens_tf.parameters import Choice, Derived, Parameter, ParameterSet, Uniform
 from dlens_tf.pipeline.reading import DatasetFolder, build_command, open_dataset
 from dlens_tf.simulation.recipes import RECIPES, InformationLimit, Recipe
@@ -84,7 +86,7 @@ _Bins = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def _covers_prior(limit: InformationLimit, parameter: Parameter) -> bool:
-    """Whether the limit is known in bins of the true value, all over this prior."""
+    """Whether the exact posterior is known in bins of the true value, all over this prior."""
     edges = limit.bin_edges
     return bool(edges) and np.allclose((edges[0], edges[-1]), parameter.prior.support)
 
@@ -227,18 +229,13 @@ def _notes(
         f"{num_fit} training images; its predictions are kept to the prior range, and its "
         "deviation is the rms of its residuals there. The prior's centre has the prior's deviation."
     ]
-    if front_end == "smooth_residual":
-        notes.append(
-            "The model's smooth_residual front end is given the recipe's fixed macro-model of lens "
-            "and source, which published networks and the other baselines are not; its numbers "
-            "say nothing about real lenses."
-        )
     if recipe is None:
         notes.append(
             f"The recipe '{recipe_name}' is unknown to this version of dlens_tf: published "
             "numbers and the information limit, if there are any, are not shown."
         )
     else:
+        notes.append(given_to(front_end, recipe))
         for name in targets.names:
             if not baselines.published_results(recipe, name):
                 notes.append(f"There are no published test errors of {name} on this data set.")
@@ -248,14 +245,15 @@ def _notes(
         notes.append("The images have no noise: there are no bins of signal-to-noise.")
     if recalibration is not None:
         source = recalibration.source
+        if source["split"] == split:
+            seen = "of which the numbers here are, so that they look better than they are"
+        elif source["split"] == "validation":
+            seen = "which this evaluation has not, but by which the weights were chosen"
+        else:
+            seen = "which neither training nor this evaluation has"
         notes.append(
             f"The posteriors are recalibrated ({recalibration.method}), fitted on "
-            f"{source['num_examples']} images of the {source['split']} split"
-            + (
-                ", of which the numbers here are, so that they look better than they are."
-                if source["split"] == split
-                else ", which neither training nor this evaluation has."
-            )
+            f"{source['num_examples']} images of the {source['split']} split, {seen}."
         )
     for state, judgement in judged.items():
         excluded = int(np.sum(~np.isfinite(judgement.joint_log_prob)))
@@ -416,9 +414,14 @@ def evaluate_run(
         "dataset": _describe_data(run, folder),
         "split": split,
         "num_examples": num,
-        "num_available": folder.num_examples(split),
+        "num_available": folder.num_examples(split, classes),
         "bootstrap": {"resamples": metrics.RESAMPLES, "seed": seed},
-        "recalibration": recalibration and {"method": recalibration.method, **recalibration.source},
+        "recalibration": recalibration
+        and {
+            "method": recalibration.method,
+            "sha256": file_checksum(run.recalibration_path),
+            **recalibration.source,
+        },
         "parameters": entries,
         "joint": _by_state({k: _joint(judgement, seed) for k, judgement in judged.items()}),
         "notes": _notes(

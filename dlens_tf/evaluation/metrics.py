@@ -54,6 +54,11 @@ MEANINGS = {
 COVERAGE = {"coverage_50": 0.50, "coverage_68": 0.68, "coverage_90": 0.90, "coverage_95": 0.95}
 """Probabilities of the central intervals."""
 
+EXACT_TITLE = "exact posterior's expected error"
+"""Of what is beside the metrics in bins of the true value, where it is known."""
+
+EXACT_NOTE = "it is no bound within a bin of the true value, only in the mean over the whole prior"
+
 Estimate = dict[str, float | None]
 
 

@@ -219,7 +219,7 @@ def _draw_bins(axis: Axes, bins: Sequence[dict], label: str, kind: str) -> list[
 
 
 def truth_bins_figure(rows: Sequence[tuple[str, str, Sequence[dict]]], parameter: Parameter):
-    """MAE by true value, of the model, the baselines and the information limit.
+    """MAE by true value, of the model and the baselines, and the exact posterior's expected error.
 
     Args:
       rows: (kind, label, bins) with kind "model", "linear", "centre" or "limit" and bins as

@@ -70,7 +70,7 @@ def _batches(
     description: str,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Numpy batches of a split, at most its first `limit` examples, with a progress bar."""
-    total = folder.num_examples(split)
+    total = folder.num_examples(split, classes)
     total = total if limit is None else min(limit, total)
     done = 0
     with (

@@ -13,7 +13,14 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from dlens_tf.evaluation.metrics import COVERAGE, MEANINGS, TITLES, Estimate
+from dlens_tf.evaluation.metrics import (
+    COVERAGE,
+    EXACT_NOTE,
+    EXACT_TITLE,
+    MEANINGS,
+    TITLES,
+    Estimate,
+)
 from dlens_tf.evaluation.plots import STATES
 from dlens_tf.io.files import atomic_write
 from dlens_tf.training.run_folder import write_json
@@ -157,6 +164,8 @@ def render_html(result: Mapping[str, Any], figures: Mapping[str, Mapping[str, by
         calibration_rows=calibration_rows,
         test_titles=TEST_TITLES,
         states=STATES,
+        exact_title=EXACT_TITLE,
+        exact_note=EXACT_NOTE,
         wide_plots=WIDE_PLOTS,
     )
 
@@ -164,7 +173,8 @@ def render_html(result: Mapping[str, Any], figures: Mapping[str, Mapping[str, by
 PLOT_CAPTIONS = {
     "scatter": "Predicted against true values.",
     "residuals": "Error (predicted minus true) against the true value.",
-    "by_truth": "Mean absolute error by true value; vertical strokes are standard errors.",
+    "by_truth": "Mean absolute error by true value; vertical strokes are standard errors. "
+    f"Where the {EXACT_TITLE} is shown: {EXACT_NOTE}.",
     "by_snr": "Mean absolute error by signal-to-noise; vertical strokes are standard errors.",
     "pit": "Probability integral transform: flat if calibrated, a U if over-confident, a hump if "
     "under-confident, sloped if biased.",

@@ -175,7 +175,7 @@ def results_table(results: Results, parameter: Parameter) -> str:
         over = format_estimate(metrics.ratio(values["mae"], best)) if best else ""
         cells = [format_estimate(values["mae"]), over]
         cells += [format_estimate(values[key]) if key in values else "" for key in COLUMNS]
-        return [name, *cells, *(cost or ("", "", ""))]
+        return [name, *cells, *(cost or ("", "", "", ""))]
 
     # Baselines of the largest test set.
     largest = entries[max(rows, key=lambda name: rows[name]["num_examples"])]["baselines"]
@@ -193,17 +193,22 @@ def results_table(results: Results, parameter: Parameter) -> str:
     elif recipe and not recipe.has_noise:
         lines.append(["information limit", "0 (no noise)", *[""] * (len(lines[0]) - 2)])
     header = ["predictor", "MAE", "MAE / limit", *(metrics.TITLES[key] for key in COLUMNS)]
-    header += ["weights", "images seen", "training"]
+    header += ["weights", "distinct images simulated", "images seen", "training"]
     keep = [i for i in range(len(header)) if any(row[i] for row in lines)]
     return markdown_table([header[i] for i in keep], [[row[i] for i in keep] for row in lines])
 
 
-def _cost(row: Mapping[str, Any]) -> tuple[str, str, str]:
+def _cost(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     cost = row["cost"]
     if cost is None:
-        return f"{row['num_parameters']:,}", "", ""
+        return f"{row['num_parameters']:,}", "", "", ""
     duration = f"{format_minutes(cost['minutes'])}, {cost['machine']}"
-    return f"{row['num_parameters']:,}", f"{cost['images']:,}", duration
+    # Results of older versions say nothing of these two.
+    if start := cost.get("start"):
+        duration += f"; before, the network to start from: {format_minutes(start['minutes'])}"
+    distinct = cost.get("distinct_images")
+    shown = "" if distinct is None else f"{distinct:,}"
+    return f"{row['num_parameters']:,}", shown, f"{cost['images']:,}", duration
 
 
 def _text(results: Results, pictures: str) -> str:

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dlens_tf.evaluation.metrics import COVERAGE, TITLES
-from dlens_tf.evaluation.report import UNITLESS, format_estimate, metric_names
+from dlens_tf.evaluation.metrics import COVERAGE, EXACT_TITLE, TITLES
+from dlens_tf.evaluation.plots import STATES
+from dlens_tf.evaluation.report import BINNED, UNITLESS, format_estimate, metric_names
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -15,19 +16,15 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-_BINNED = ("mae", "bias", "nll", "crps", *COVERAGE)
-
-
 def _title(metric: str, unit: str) -> str:
     return TITLES[metric] + (f" [{unit}]" if unit and metric not in UNITLESS else "")
 
 
-def metrics_table(entry: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
+def metrics_table(entry: Mapping[str, Any]) -> str:
     """The table of one parameter: the model, baselines, published numbers, the limit.
 
     Args:
       entry: of a parameter, from an evaluation's JSON.
-      names: what to call rows, by their kind; others keep their name.
     """
     metrics = metric_names(entry["metrics"])
     unit = entry["difference_unit"]
@@ -35,7 +32,7 @@ def metrics_table(entry: Mapping[str, Any], names: Mapping[str, str] | None = No
     header = ["predictor", first, "MAE / limit", *others]
     rows = []
     for row in entry["rows"]:
-        name = (names or {}).get(row["kind"], row["name"])
+        name = row["name"]
         if row["kind"] == "published":
             name = f"{name} (published)"
         first, *others = (format_estimate(row["metrics"].get(m)) for m in metrics)
@@ -54,10 +51,9 @@ def calibration_table(calibration: Mapping[str, Any], unit: str) -> str:
     """
     metrics = (*COVERAGE, "crps", "nll")
     header = ["calibration", *(_title(name, unit) for name in metrics), "PIT uniform: p"]
-    names = {"before": "as trained", "after": "recalibrated"}
     rows = [
         [
-            names[state],
+            STATES[state],
             *(format_estimate(values["metrics"][name]) for name in metrics),
             f"{values['pit']['ks']['p_value']:.2g}",
         ]
@@ -72,7 +68,7 @@ def bins_table(
     title: str,
     unit: str,
     digits: int,
-    limit: Sequence[float] | None = None,
+    exact: Sequence[float] | None = None,
 ) -> str:
     """A model's metrics in bins.
 
@@ -81,9 +77,9 @@ def bins_table(
       title: what they are bins of.
       unit: of a difference of two values of the parameter.
       digits: decimals of the bins' edges.
-      limit: the information limit in each bin.
+      exact: the exact posterior's expected error in each bin, `limit_by_truth`.
     """
-    metrics = [name for name in _BINNED if name in bins[0]["metrics"]]
+    metrics = [name for name in BINNED if name in bins[0]["metrics"]]
     header = [title, "images", *(_title(name, unit) for name in metrics)]
     rows = []
     for part in bins:
@@ -92,8 +88,8 @@ def bins_table(
         # The error of every cell would make the table hard to read.
         cells = [cells[0], *(cell.partition(" ± ")[0] for cell in cells[1:])]
         rows.append([edges, f"{part['count']:,}", *cells])
-    if limit:
-        header.append(f"information limit [{unit}]" if unit else "information limit")
-        for row, value in zip(rows, limit, strict=True):
+    if exact:
+        header.append(EXACT_TITLE + (f" [{unit}]" if unit else ""))
+        for row, value in zip(rows, exact, strict=True):
             row.append(f"{value:.3f}")
     return markdown_table(header, rows)

@@ -56,7 +56,7 @@ class Marginal:
 
     def __init__(self, cells: Cells):
         log_mass = cells.log_mass()
-        mass = np.exp(log_mass - np.logaddexp.reduce(log_mass))
+        mass = np.exp(log_mass - cells.log_total())
         low = cells.middle[:, 0] - 0.5 * cells.width[:, 0]
         borders = np.concatenate([low, low + cells.width[:, 0]])
         # Cells that share an edge differ there by rounding.
@@ -111,11 +111,19 @@ class Posterior:
       cells: of the joint density of (log10_m_axion, phi_vortex); the payload is the optimum of
         the other parameters, in the order of `BruteForce.nuisance`.
       renders: how many images were rendered for it.
+      unconverged: share of the posterior in cells for which the optimisation of the other
+        parameters stopped before it had converged.
     """
 
     marginal: Marginal
     cells: Cells
     renders: int
+    unconverged: float
+
+    @property
+    def doubt(self) -> float:
+        """Sum of the cells' doubts; above `cells.ACCURACY` if they were too few."""
+        return float(self.cells.doubt(self.cells.log_total()).sum())
 
 
 class BruteForce:
@@ -221,7 +229,9 @@ class BruteForce:
         fit = _Fit(self, image, start)
         edges, columns = self.first_cells()
         cells = integrate(fit, edges, columns, self.span[1], fit.best, hint=fit.hint, batch=_POINTS)
-        return Posterior(Marginal(cells), cells, fit.renders)
+        mass = np.exp(cells.log_mass() - cells.log_total())
+        is_open = [tuple(point) in fit.unconverged for point in cells.middle]
+        return Posterior(Marginal(cells), cells, fit.renders, float(mass[is_open].sum()))
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -261,11 +271,18 @@ class _Jacobian:
 
 
 class _Fit:
-    """The density of (log10_m_axion, phi_vortex) given an image, for `cells.integrate`."""
+    """The density of (log10_m_axion, phi_vortex) given an image, for `cells.integrate`.
+
+    Attributes:
+      renders: how many images were rendered.
+      unconverged: points of interest at which the optimisation ran out of steps.
+      best, hint: see `cells.integrate`, as payload and hint.
+    """
 
     def __init__(self, parent: BruteForce, image: np.ndarray, start: Mapping[str, float]):
         self._parent = parent
         self.renders = 0
+        self.unconverged: set[tuple[float, ...]] = set()
         point = np.array([start[TARGET], start[ANGLE]])
         values = np.array([start[name] for name in parent.nuisance])
         model = self._render(point[None], values[None])[0]
@@ -416,6 +433,7 @@ class _Fit:
             self._refresh(points, best_values, found, np.intersect1d(slow, active), jacobians)
             if not len(active):
                 break
+        self.unconverged.update(map(tuple, points[active]))
         return found, best_values
 
     def _refresh(

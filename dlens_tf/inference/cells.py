@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+ACCURACY = 0.1
+"""What the doubts of an integral's cells are to sum to."""
+
 _LARGEST_GAIN = 500.0
 _STEEPEST = 1.0
 _DEEPEST = 40
@@ -53,6 +56,10 @@ class Cells:
         safe = np.maximum(half, 1e-6)
         mean = safe + np.log1p(-np.exp(-2.0 * safe)) - np.log(2.0 * safe)
         return self.value + np.log(self.width).sum(axis=1) + mean.sum(axis=1)
+
+    def log_total(self) -> float:
+        """Logarithm of the integral over all cells."""
+        return np.logaddexp.reduce(self.log_mass())
 
     def doubt(self, total: float) -> np.ndarray:
         """What may be wrong with each cell's part in an integral of this logarithm, [N].
@@ -182,7 +189,7 @@ def integrate(
     payload: np.ndarray,
     *,
     hint: tuple[np.ndarray, float] | None = None,
-    accuracy: float = 0.1,
+    accuracy: float = ACCURACY,
     batch: int = 64,
     max_points: int = 1500,
 ) -> Cells:
@@ -201,19 +208,21 @@ def integrate(
       max_points: after which it stops in any case.
 
     Returns:
-      The cells.
+      The cells, as many as points were asked for. If they were too few, the sum of their doubts is
+      above `accuracy`.
     """
     cells = _rows(density, np.asarray(edges), columns, span, payload)
     if hint is not None:
         cells = _towards(cells, *hint, density)
     points = len(cells)
     for rounds in itertools.count():
-        total = np.logaddexp.reduce(cells.log_mass())
+        total = cells.log_total()
         doubt = cells.doubt(total)
-        if doubt.sum() < accuracy or rounds % _ROUNDS == 0:
+        is_last = points >= max_points
+        if doubt.sum() < accuracy or is_last or rounds % _ROUNDS == 0:
             cells.gain = np.maximum(cells.gain, _gain_beside(cells, total))
             doubt = cells.doubt(total)
-        if doubt.sum() < accuracy or points >= max_points:
+        if doubt.sum() < accuracy or is_last:
             return cells
         order = np.argsort(doubt)[::-1][: batch // 2]
         chosen = np.sort(order[doubt[order] > 0.003 * accuracy / len(cells)])

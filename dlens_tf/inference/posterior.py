@@ -15,7 +15,7 @@ import numpy as np
 
 from dlens_tf.errors import UserError
 from dlens_tf.io.catalogues import Column
-from dlens_tf.parameters import ParameterSet
+from dlens_tf.parameters import ParameterSet, float32_supports
 from dlens_tf.quantiles import QUANTILE_LEVELS
 
 _VALUES_AT_ONCE = 4_000_000  # numbers held at a time; 32 MB in each of a few arrays
@@ -164,11 +164,16 @@ class Posterior:
         For each parameter <name>_mean and, unless it is a point estimate, <name>_stddev and the
         quantiles at `QUANTILE_LEVELS`: <name>_q025, _q16, _q50, _q84, _q975.
         """
-        quantiles = None if self.stddev is None else self.quantiles(QUANTILE_LEVELS)
+        mean, quantiles = self.mean.astype(np.float32), None
+        if self.stddev is not None:
+            low, high = float32_supports(self.parameters.supports).T
+            mean = np.clip(mean, low, high)
+            quantiles = self.quantiles(QUANTILE_LEVELS).astype(np.float32)
+            quantiles = np.clip(quantiles, low[:, np.newaxis], high[:, np.newaxis])
         columns = []
         for p, parameter in enumerate(self.parameters):
             name, unit = parameter.name, parameter.unit
-            columns.append(Column(f"{name}_mean", self.mean[:, p].astype(np.float32), unit))
+            columns.append(Column(f"{name}_mean", mean[:, p], unit))
             if quantiles is None:
                 continue
             # A width on a logarithmic scale is a number of dex, whatever the scale's unit.
@@ -176,8 +181,7 @@ class Posterior:
             width = self.stddev[:, p].astype(np.float32)
             columns.append(Column(f"{name}_stddev", width, width_unit))
             for q, level in enumerate(QUANTILE_LEVELS):
-                values = quantiles[:, p, q].astype(np.float32)
-                columns.append(Column(f"{name}_q{_digits(level)}", values, unit))
+                columns.append(Column(f"{name}_q{_digits(level)}", quantiles[:, p, q], unit))
         return columns
 
     def describe(self, index: int) -> str:
@@ -286,8 +290,8 @@ class DensityPosterior(Posterior):
             raise UserError(f"quantile levels must lie between 0 and 1: {levels.tolist()}")
         u = np.broadcast_to(levels[:, np.newaxis, np.newaxis], (len(levels), *self.mean.shape))
         x = np.moveaxis(self._ask(self._density.icdf, u, axis=-2), 0, -1)
-        low, width = self._low[:, np.newaxis], self._width[:, np.newaxis]
-        return np.clip(low + width * x, low, low + width)
+        low, high = self._low[:, np.newaxis], self._high[:, np.newaxis]
+        return np.clip(low + self._width[:, np.newaxis] * x, low, high)
 
     def cdf(self, values: np.ndarray) -> np.ndarray:
         x, _ = self._to_unit(values)

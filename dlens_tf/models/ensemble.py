@@ -110,9 +110,10 @@ def _split(
     fronts, networks = zip(*map(split_at_fit, models), strict=True)
     first = fronts[0]
     for front in fronts[1:]:
-        weights = zip(first.get_weights(), front.get_weights(), strict=False)
+        ours, theirs = first.get_weights(), front.get_weights()
         same_fit = front.get_layer(FITTED).get_config() == first.get_layer(FITTED).get_config()
-        if not (same_fit and all(np.array_equal(a, b) for a, b in weights)):
+        same_number = len(ours) == len(theirs)
+        if not (same_fit and same_number and all(map(np.array_equal, ours, theirs))):
             return None, models
     return first, networks
 

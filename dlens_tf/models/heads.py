@@ -28,7 +28,7 @@ from keras import ops
 
 from dlens_tf.errors import choose
 from dlens_tf.models.densities import DENSITIES, make_density
-from dlens_tf.parameters import ParameterSet
+from dlens_tf.parameters import ParameterSet, float32_supports
 from dlens_tf.quantiles import MEDIAN, QUANTILE_LEVELS
 
 _CRPS_LEVELS = (np.arange(64) + 0.5) / 64
@@ -226,7 +226,7 @@ class DensityHead(_Head):
         options = {name: kwargs.pop(name) for name in names if name in kwargs}
         super().__init__(prior_mean, prior_std, loss, period, **kwargs)
         self.support = [list(ends) for ends in support]
-        self._low, self._high = np.float32(self.support).T
+        self._low, self._high = self.ends.T
         self.relative_std = np.array(self.prior_std) / np.ptp(self.support, axis=1)
         self.density = make_density({"kind": self.kind, **options}, len(self.support))
         self.dense = self._make_dense(self.density.num_numbers)
@@ -238,6 +238,11 @@ class DensityHead(_Head):
     @property
     def density_config(self) -> dict[str, Any]:
         return {"kind": self.kind, **self.density.get_config()}
+
+    @property
+    def ends(self) -> np.ndarray:
+        """The support's ends, float32 [P, 2], inside of it by less than rounding."""
+        return float32_supports(self.support)
 
     def to_unit(self, values):
         """Physical values [..., P] as fractions of the support; ends met but for rounding."""

@@ -44,6 +44,8 @@ _DIFFERENCE = {"theta_E": 1e-2, "source_n_sersic": 1e-2, "source_e1": 1e-2, "sou
 _DEFAULT_DIFFERENCE = 2e-3
 OUTPUTS = ("evidence", "facts", "pictures")
 """Names of what `LensFit` gives, in the order in which Keras lists them."""
+FIT_VERSION = 2
+"""Of the mathematics of `LensFit` and `TemplateStart`: changes whenever their outputs do."""
 NOISE_FREE_PRECISION = 100.0
 """How much smaller than the instrument's is the noise that noise-free images are weighted with."""
 

@@ -6,8 +6,9 @@ Example:
     >>> model(images)["mean"]                                      # [N, P], physical units
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -66,6 +67,34 @@ class ModelSpec:
 FRONT_ENDS = ("flux", "smooth_residual", "lens_fit")
 """flux: the stretched image. smooth_residual: the residual against a fitted source of a fixed lens.
 lens_fit: the residual against a fitted lens and source, with the evidence for a vortex in it."""
+
+
+
+def given_to(front_end: str, recipe: Recipe) -> str:
+    """What a front end knows of a recipe beside the image, in words for readers of its results.
+
+    Args:
+      front_end: one of `FRONT_ENDS`.
+      recipe: of the images.
+    """
+    if choose("front end", front_end, FRONT_ENDS) == "flux":
+        return "The flux front end is given the image alone, as published networks are."
+    if recipe.has_fixed_lens:
+        known = "is given the recipe's fixed macro-model and source shape, PSF and noise law"
+    else:
+        known = (
+            "fits lens and source with only their prior; it is given the recipe's PSF and noise law"
+        )
+    if front_end == "lens_fit":
+        known += (
+            ", and of the vortex its total mass, its number of beads, that it is straight and "
+            "central, and how its length follows from the axion's mass"
+        )
+    return (
+        f"The {front_end} front end {known}. Published networks and the baselines are not given "
+        "these."
+    )
+
 
 NO_BACKBONE = "none"
 """Backbone that looks at no picture, only at the evidence and facts of lens_fit."""
@@ -179,16 +208,26 @@ def build_model(
         targets, spec.loss, name="head", **spec.head_options
     )
     image = keras.Input(recipe.image_shape, name="image")
-    try:
+    with _explained(f"front end '{spec.front_end}'"):
         pictures, features = _front_end(spec, recipe, sample_images, start, image)
-        if spec.polar is not None:
+    if spec.polar is not None:
+        with _explained("the polar resampling"):
             pictures = PolarResample(**spec.polar, name="polar")(pictures)
-        if spec.backbone != NO_BACKBONE:
+    if spec.backbone != NO_BACKBONE:
+        with _explained(f"backbone '{spec.backbone}'"):
             features = [BACKBONES[spec.backbone](pictures, **spec.options), *features]
-    except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"backbone '{spec.backbone}' can't be built: {reason}") from error
     return keras.Model(image, head(_joined(features)), name=f"dlens_{spec.backbone}")
+
+
+@contextlib.contextmanager
+def _explained(part: str) -> Iterator[None]:
+    """Turns what a part of the model raises at its options into a `UserError`."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        # Of a bad layer Keras tells more than one line.
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{part} can't be built: {reason}") from error
 
 
 def _joined(features: list[keras.KerasTensor]) -> keras.KerasTensor:

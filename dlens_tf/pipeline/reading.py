@@ -58,9 +58,11 @@ class DatasetFolder:
     def version(self) -> str:
         return str(self.info.version)
 
-    def num_examples(self, split: str) -> int:
-        """Examples in a split, all classes together."""
-        return self.info.splits[choose("split", split, self.info.splits)].num_examples
+    def num_examples(self, split: str, classes: Sequence[str] | None = None) -> int:
+        """Examples in a split, of these classes or of all; each class has as many."""
+        total = self.info.splits[choose("split", split, self.info.splits)].num_examples
+        every = self.metadata["classes"]
+        return total if classes is None else total * len({*classes} & {*every}) // len(every)
 
     def has(self, feature: str) -> bool:
         """Whether examples carry this feature, by its flat name ("metadata/snr")."""

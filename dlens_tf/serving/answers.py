@@ -25,7 +25,7 @@ def answers(model: keras.Model, recalibration: Recalibration | None) -> Callable
     if recalibration is None:
         return lambda images: model(images, training=False)
     head = model.get_layer("head")
-    low, high = np.float32(head.support).T
+    low, high = head.ends.T
     maps = list(recalibration.maps.values())
 
     def quantiles(numbers, levels):
@@ -43,7 +43,7 @@ def answers(model: keras.Model, recalibration: Recalibration | None) -> Callable
         mean = ops.sum(weights * grid, axis=0)
         variance = ops.sum(weights * (grid - mean) ** 2, axis=0)
         return {
-            "mean": mean,
+            "mean": ops.clip(mean, low, high),  # which rounding alone may leave
             "stddev": ops.sqrt(variance),
             "quantiles": ops.moveaxis(quantiles(numbers, QUANTILE_LEVELS), 0, -1),
             "density": numbers,

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dlens_tf.evaluation.metrics import EXACT_NOTE, EXACT_TITLE
 from dlens_tf.evaluation.report import PLOT_CAPTIONS
 from dlens_tf.evaluation.tables import (
     bins_table,
@@ -40,6 +41,8 @@ class CardContents:
       evaluation: its evaluation/test.json.
       data: what it was trained on, run.json's "data": "dataset" or "simulate:<recipe>".
       training_examples: stored training images, or simulated ones an epoch; None if unknown.
+      cache: run.json's "cache": with "front_end" each epoch has the same simulated images; None if
+        unknown.
       cost: of the training; None if it was not trained itself.
       plots: file name of each plot by parameter and kind of plot.
       limits: sentences on limits of use.
@@ -52,6 +55,7 @@ class CardContents:
     evaluation: Mapping[str, Any]
     data: str
     training_examples: int | None
+    cache: str | None
     cost: TrainingCost | None
     plots: Mapping[str, Mapping[str, str]]
     limits: Sequence[str]
@@ -116,18 +120,23 @@ def _facts(contents: CardContents) -> str:
         ],
     ]
     if contents.cost:
-        cost = contents.cost
-        rows.append(
-            [
-                "training",
-                f"{cost.steps:,} steps, {cost.images:,} images seen, "
-                f"{format_minutes(cost.minutes)} on {cost.machine}",
-            ]
-        )
+        rows.append(["training", _cost(contents.cost)])
+        if contents.cost.start:
+            rows.append(["network that fits start from", _cost(contents.cost.start)])
     commit = manifest.git_commit
     code = f"dlens_tf {contents.evaluation['run']['dlens_tf_version']}"
     rows.append(["code", code + (f", commit {commit[:9]}" if commit else "")])
     return markdown_table(["", ""], rows)
+
+
+def _cost(cost: TrainingCost) -> str:
+    parts = [f"{cost.steps:,} steps"]
+    if cost.distinct_images is not None:
+        parts.append(f"{cost.distinct_images:,} distinct images simulated")
+    parts += [f"{cost.images:,} images seen", f"{format_minutes(cost.minutes)} on {cost.machine}"]
+    if cost.front_end_minutes:
+        parts.append(f"of which {format_minutes(cost.front_end_minutes)} to fit the lenses")
+    return ", ".join(parts)
 
 
 def _prior(evaluation: Mapping[str, Any], name: str) -> str:
@@ -138,10 +147,10 @@ def _training_data(contents: CardContents, stored: str, classes: str) -> str:
     number = f"{contents.training_examples:,} " if contents.training_examples else ""
     if contents.data == "dataset":
         return f"{number}lenses of {stored}, classes {classes}"
-    recipe = contents.data.partition(":")[2]
-    return (
-        f"lenses of the recipe `{recipe}`, classes {classes}, simulated meanwhile, each seen once"
-    )
+    lenses = f"lenses of the recipe `{contents.data.partition(':')[2]}`, classes {classes}"
+    if contents.cache == "front_end":
+        return f"{number}{lenses}, simulated before and seen in every epoch"
+    return f"{lenses}, simulated meanwhile, each seen once"
 
 
 def _tested(evaluation: Mapping[str, Any]) -> str:
@@ -156,8 +165,10 @@ def _quality(name: str, entry: Mapping[str, Any], plots: Mapping[str, str]) -> l
     parts = [f"### {name}", metrics_table(entry)]
     low, high = entry["by_truth"][0]["low"], entry["by_truth"][-1]["high"]
     digits = 2 if high - low > 0.5 else 3
-    limit = entry["limit_by_truth"]
-    parts.append(bins_table(entry["by_truth"], f"true {name}", unit, digits, limit))
+    exact = entry["limit_by_truth"]
+    parts.append(bins_table(entry["by_truth"], f"true {name}", unit, digits, exact))
+    if exact:
+        parts.append(f"The {EXACT_TITLE}: {EXACT_NOTE}.")
     if entry["by_snr"]:
         parts.append(bins_table(entry["by_snr"], "signal-to-noise", unit, 0))
     if entry["calibration"]:

@@ -5,7 +5,6 @@ bundle answers.
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -30,7 +29,8 @@ from dlens_tf.serving.signatures import describe_signatures, write_saved_model
 from dlens_tf.serving.warmup import example_images, write_warmup_requests
 from dlens_tf.training.run_folder import RunFolder
 
-_PARTIAL = ".partial-"
+PARTIAL = ".partial-"
+"""How names of folders begin that are being written."""
 _STALE_AFTER = 3600.0  # seconds; an export takes about a minute
 
 
@@ -53,10 +53,10 @@ def export_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
     model = run.load_model()
     base = Path(output) if output is not None else run.export_dir
     base_is_new = not base.exists()
-    partial = base / f"{_PARTIAL}{uuid.uuid4().hex}"
+    partial = base / f"{PARTIAL}{uuid.uuid4().hex}"
     try:
         partial.mkdir(parents=True)
-        _remove_stale(base)
+        remove_stale(base)
         _write_bundle(run, model, partial)
         bundle = _publish(partial, base)
     except (OSError, tf.errors.OpError) as error:
@@ -68,9 +68,9 @@ def export_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
     return bundle
 
 
-def _remove_stale(base: Path) -> None:
-    """Removes what a killed export left behind; a younger one may still be at work."""
-    for path in base.glob(f"{_PARTIAL}*"):
+def remove_stale(base: Path) -> None:
+    """Removes what a killed process left behind; a younger one may still be at work."""
+    for path in base.glob(f"{PARTIAL}*"):
         with contextlib.suppress(FileNotFoundError):  # finished by another export just now
             if time.time() - path.stat().st_mtime > _STALE_AFTER:
                 shutil.rmtree(path, ignore_errors=True)
@@ -131,20 +131,14 @@ def _manifest(run: RunFolder, model, recalibration: Recalibration | None, bundle
 
 
 def _metrics(run: RunFolder) -> dict[str, Any] | None:
-    path = run.evaluation_dir / "test.json"
-    if not path.is_file():
+    if not (run.evaluation_dir / "test.json").is_file():
         return None
-    try:
-        evaluation = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            "split": evaluation["split"],
-            "num_examples": evaluation["num_examples"],
-            "parameters": {
-                name: entry["metrics"] for name, entry in evaluation["parameters"].items()
-            },
-        }
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged; run tools/evaluate.py again") from error
+    evaluation = run.read_evaluation(allow_part=True)
+    return {
+        "split": evaluation["split"],
+        "num_examples": evaluation["num_examples"],
+        "parameters": {name: entry["metrics"] for name, entry in evaluation["parameters"].items()},
+    }
 
 
 def _foreign_paths(run: RunFolder) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ They follow from the recipe, so that every card says the same of the same recipe
 
 from collections.abc import Sequence
 
+from dlens_tf.models.registry import given_to
 from dlens_tf.simulation.recipes import Recipe
 from dlens_tf.simulation.substructure import Vortex
 
@@ -27,11 +28,10 @@ def limits_of_use(recipe: Recipe, classes: Sequence[str], front_end: str) -> lis
       front_end: its front end.
     """
     limits = []
-    if {p.name for p in recipe.shared_parameters.free} <= {"source_x", "source_y"}:
-        given = ", and the front end is given them" if front_end == "smooth_residual" else ""
+    if recipe.has_fixed_lens:
         limits.append(
-            "It knows one lens. Macro-model, source shape and brightness are those of the recipe"
-            f"{given}: only the source's position varies. It says nothing about real lenses."
+            "It knows one lens. Macro-model, source shape and brightness are those of the recipe: "
+            "only the source's position varies. It says nothing about real lenses."
         )
     else:
         limits.append(
@@ -39,6 +39,7 @@ def limits_of_use(recipe: Recipe, classes: Sequence[str], front_end: str) -> lis
             "the lens, neighbours or masked pixels that the simulations lack, make its answer "
             "meaningless."
         )
+    limits.append(given_to(front_end, recipe))
     match recipe.noise:
         case "none_doubled":
             limits.append(

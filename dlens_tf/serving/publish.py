@@ -1,9 +1,11 @@
 """Publishing: from a run to a ready-to-use model, see `dlens_tf.hub` for its layout."""
 
 import os
+import re
 import shutil
+import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,11 @@ from dlens_tf.commands import command_line
 from dlens_tf.errors import UserError
 from dlens_tf.evaluation.report import format_estimate
 from dlens_tf.evaluation.tables import markdown_table
-from dlens_tf.inference.bundle import CARD, Manifest
+from dlens_tf.inference.bundle import CARD, Manifest, find_bundle
 from dlens_tf.io.files import atomic_write, one_line
 from dlens_tf.pipeline.reading import build_command, dataset_path
 from dlens_tf.serving.card import CardContents, model_card
-from dlens_tf.serving.export import export_run
+from dlens_tf.serving.export import PARTIAL, export_run, remove_stale
 from dlens_tf.serving.limits import limits_of_use
 from dlens_tf.simulation.recipes import get_recipe
 from dlens_tf.training.cost import training_cost
@@ -36,7 +38,7 @@ def publish_run(
 
     Args:
       run_dir: the run's folder, with evaluation/test.json.
-      name: of the model: lower-case letters, digits and underscores.
+      name: of the model: lower-case letters, digits and underscores, a letter first.
       output: folder of the models; the table in its README.md is renewed.
       replace: whether a model of this name may be replaced.
 
@@ -44,28 +46,32 @@ def publish_run(
       The model's folder.
 
     Raises:
-      UserError: if the run is not finished and evaluated, the name is taken, or the model is too
-        large; nothing is changed then.
+      UserError: if the run's present model is not evaluated, the name is taken, or the model is
+        too large; nothing is changed then.
     """
     run, folder = RunFolder.open(run_dir), Path(output) / name
-    if not name.isidentifier() or name != name.lower():
-        raise UserError(f"--name={name}: only lower-case letters, digits and underscores, please")
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise UserError(
+            f"--name={name}: only lower-case letters, digits and underscores, a letter first, please"
+        )
     if not folder.parent.is_dir():
         raise UserError(f"there is no folder {folder.parent}; make it, or choose another --output")
     if folder.exists() and not replace:
         raise UserError(f"{folder} exists; give --replace to replace it, or another --name")
     evaluation = run.read_evaluation()
-    partial = folder.with_name(f".partial-{uuid.uuid4().hex}")
+    partial = folder.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
     try:
         partial.mkdir()
+        remove_stale(folder.parent)
         _fill(run, evaluation, name, partial)
         _check_size(partial, name)
+        table = models_table(folder.parent, {name: partial})
         _put_in_place(partial, folder)
+        _write_models_table(folder.parent, table)
     except OSError as error:
         raise UserError(f"can't write {folder}: {one_line(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    write_models_table(folder.parent)
     return folder
 
 
@@ -84,6 +90,7 @@ def _fill(run: RunFolder, evaluation: Mapping[str, Any], name: str, folder: Path
         evaluation=evaluation,
         data=config.get("data", "dataset"),
         training_examples=config.get("training_examples"),
+        cache=run.cache,
         cost=training_cost(run),
         plots=_copy_plots(run, folder),
         limits=limits_of_use(recipe, config["classes"], front_end),
@@ -109,8 +116,14 @@ def _copy_plots(run: RunFolder, folder: Path) -> dict[str, dict[str, str]]:
 def _commands(run: RunFolder, evaluation: Mapping[str, Any], name: str, folder: Path) -> list[str]:
     """The commands that make the model again; writes the flagfiles that they name."""
     config, run_dir = run.config, f"runs/{name}"
-    build = build_command(dataset_path(config["dataset"], config["config"], config["data_dir"]))
-    commands = [build.removesuffix(" --overwrite").replace(config["data_dir"], "data")]
+    commands = []
+
+    def build(config: Mapping[str, Any]) -> None:
+        path = dataset_path(config["dataset"], config["config"], config["data_dir"])
+        command = build_command(path).removesuffix(" --overwrite")
+        command = command.replace(config["data_dir"], "data")
+        if command not in commands:
+            commands.append(command)
 
     def train(run: RunFolder, file: str, run_dir: str) -> None:
         if run.flags_path.is_file():
@@ -118,6 +131,12 @@ def _commands(run: RunFolder, evaluation: Mapping[str, Any], name: str, folder: 
             commands.append(command_line("train", flagfile=f"saved_models/{name}/{file}"))
 
     members = [RunFolder(member["run"]) for member in config.get("members", [])]
+    for i, start in enumerate(_start_runs(members or [run])):
+        build(start.config)
+        # Where the flags of those who start from it seek it.
+        [place] = portable_flags({"start_run": [str(start.path)]}, run_dir)["start_run"]
+        train(start, f"start{i or ''}.cfg", place)
+    build(config)
     if members:
         for i, member in enumerate(members):
             train(member, f"member{i}.cfg", f"{run_dir}_member{i}")
@@ -130,6 +149,22 @@ def _commands(run: RunFolder, evaluation: Mapping[str, Any], name: str, folder: 
     commands.append(command_line("evaluate", run_dir=run_dir, **options))
     commands.append(command_line("publish", run_dir=run_dir, name=name))
     return commands
+
+
+def _start_runs(runs: Sequence[RunFolder]) -> list[RunFolder]:
+    """The runs that fits of these start from, each once.
+
+    Raises:
+      UserError: if one is gone: the model could not be made again.
+    """
+    starts = {}
+    for run in runs:
+        path = run.config.get("start_run") if run.config_path.is_file() else None
+        if path is None and run.flags_path.is_file():
+            path = read_flags(run.flags_path).get("start_run", [None])[0]  # of older versions
+        if path is not None:
+            starts[Path(path).resolve()] = RunFolder.open(path)
+    return list(starts.values())
 
 
 def _check_size(folder: Path, name: str) -> None:
@@ -157,30 +192,45 @@ def _put_in_place(partial: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def models_table(folder: Path) -> str:
-    """The table of the models in a folder, Markdown."""
+def _table_row(model: hub.ReadyModel) -> list[str]:
+    errors = [
+        f"{format_estimate(mae)} {'dex' if p.unit.startswith('log10(') else p.unit}".rstrip()
+        for p in model.manifest.parameters
+        if (mae := model.test_mae.get(p.name))
+    ]
+    height, width, _ = model.image_shape
+    return [
+        f"`{model.name}`",
+        f"`{model.recipe}`, {height}×{width}, `{model.instrument}`",
+        ", ".join(f"`{target}`" for target in model.targets),
+        ", ".join(errors) or "–",
+        f"[card]({model.name}/{CARD})",
+    ]
+
+
+def models_table(folder: Path, new: Mapping[str, Path] | None = None) -> str:
+    """The table of the models in a folder, Markdown.
+
+    Models that can't be read are left out, and told on stderr.
+
+    Args:
+      folder: of the models.
+      new: further models by name, or ones to take the place of those in the folder.
+    """
+    paths = {name: folder / name for name in hub.model_names(folder)} | dict(new or {})
     rows = []
-    for name, model in hub.available_models(folder).items():
-        errors = [
-            f"{format_estimate(mae)} {'dex' if p.unit.startswith('log10(') else p.unit}".rstrip()
-            for p in model.manifest.parameters
-            if (mae := model.test_mae.get(p.name))
-        ]
-        height, width, _ = model.image_shape
-        rows.append(
-            [
-                f"`{name}`",
-                f"`{model.recipe}`, {height}×{width}, `{model.instrument}`",
-                ", ".join(f"`{target}`" for target in model.targets),
-                ", ".join(errors) or "–",
-                f"[card]({name}/{CARD})",
-            ]
-        )
+    for name, path in sorted(paths.items()):
+        try:
+            manifest = Manifest.read(find_bundle(path))
+            rows.append(_table_row(hub.ReadyModel(name, path, manifest)))
+        except (UserError, LookupError, TypeError, ValueError) as error:
+            reason = f"can't be read ({one_line(error)}); publish it again"
+            print(f"warning: {path} is left out of the table: it {reason}", file=sys.stderr)
     return markdown_table(["model", "images", "infers", "test MAE", "card"], rows)
 
 
-def write_models_table(folder: Path) -> None:
-    """Renews the table in the README.md of a folder of models, if it has one with a place for it.
+def _write_models_table(folder: Path, models: str) -> None:
+    """Puts a table of models into the README.md of a folder of models, if it has one with a place for it.
 
     The place is between two comments, which stay.
     """
@@ -191,5 +241,4 @@ def write_models_table(folder: Path) -> None:
         return
     start += len(_TABLE[0])
     with atomic_write(path) as partial:
-        table = f"\n{models_table(folder)}\n"
-        partial.write_text(text[:start] + table + text[end:], encoding="utf-8")
+        partial.write_text(f"{text[:start]}\n{models}\n{text[end:]}", encoding="utf-8")

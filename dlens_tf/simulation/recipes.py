@@ -56,8 +56,10 @@ class InformationLimit:
       parameter: whose error.
       mae: mean absolute error, with its standard error.
       mae_error: standard error of `mae`.
-      bin_edges: edges in the true value, where the limit is known by bin.
-      bin_mae: the limit in each bin.
+      bin_edges: edges of bins of the true value; () if nothing is known by bin.
+      bin_mae: the exact posterior's mean expected error of the images whose truth lies in each
+        bin. No bound: within a bin an estimator may do better, at the cost of others; only over
+        the whole prior can none.
       source: how it was computed.
     """
 
@@ -169,6 +171,11 @@ class Recipe:
     def shared_parameters(self) -> ParameterSet:
         """Parameters that every class has."""
         return ParameterSet.from_priors(self.priors)
+
+    @property
+    def has_fixed_lens(self) -> bool:
+        """Whether macro-model and source are fixed, but for the source's position."""
+        return {p.name for p in self.shared_parameters.free} <= {"source_x", "source_y"}
 
     @functools.cached_property
     def _class_parameters(self) -> dict[str, ParameterSet]:

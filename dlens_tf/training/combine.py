@@ -21,8 +21,10 @@ TTA = ("none", "rot180", "d4")
 # What all members must have alike, for their posteriors to be of the same thing.
 _COMMON = (
     "dataset", "config", "dataset_version", "classes", "targets", "image_shape", "pixel_scale",
-    "instrument", "recipe",
+    "instrument", "recipe", "data",
 )  # fmt: skip
+# What runs of older versions don't say.
+_OLDER = {"data": "dataset"}
 
 
 def check_runs(runs: Sequence[RunFolder], tta: str) -> None:
@@ -35,7 +37,8 @@ def check_runs(runs: Sequence[RunFolder], tta: str) -> None:
         if run.config["head"] == "point":
             raise UserError(f"{run.path} has a point head, which has no posterior to be averaged")
         for key in _COMMON:
-            if run.config[key] != first.config[key]:
+            its, others = (member.config.get(key, _OLDER.get(key)) for member in (run, first))
+            if its != others:
                 its, others = (_shown(member, key) for member in (run, first))
                 raise UserError(
                     f"{run.path} does not fit {first.path}: its {key} is {its}, not {others}"
@@ -52,7 +55,7 @@ def check_runs(runs: Sequence[RunFolder], tta: str) -> None:
 def _shown(run: RunFolder, key: str) -> str:
     """An entry of run.json on one line."""
     if key != "targets":
-        return str(run.config[key])
+        return str(run.config.get(key, _OLDER.get(key)))
     return ", ".join(f"{p.name} in {list(p.prior.support)}" for p in run.targets)
 
 
@@ -104,8 +107,12 @@ def _config(members: Sequence[RunFolder], tta: str) -> dict[str, Any]:
     told = ("model", "head", "seed", "git_commit", "dlens_tf_version", "num_parameters")
 
     front_ends = [config["model"].get("front_end", "flux") for config in configs]
+    examples = {config.get("training_examples") for config in configs}
     return {
-        **{key: configs[0][key] for key in (*_COMMON, "data_dir")},
+        **{key: configs[0].get(key, _OLDER.get(key)) for key in (*_COMMON, "data_dir")},
+        # Of each member; whether images were seen again must be said of the whole.
+        "training_examples": examples.pop() if len(examples) == 1 else None,
+        "cache": max((member.cache for member in members), key=lambda name: name == "front_end"),
         "model": {
             "backbone": "ensemble",
             # What is said of models that are told more than the image holds for the whole.

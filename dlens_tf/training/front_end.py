@@ -8,7 +8,8 @@ folder that several runs with the same data and front end can share.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from dlens_tf.errors import UserError
 from dlens_tf.io.files import atomic_write
 from dlens_tf.io.locks import exclusive
-from dlens_tf.models.lens_fit import LensFit
+from dlens_tf.models.lens_fit import FIT_VERSION, LensFit, TemplateStart
 from dlens_tf.pipeline.batches import Batches
 
 _TARGETS = "targets"
@@ -55,11 +56,11 @@ def make_predictor(model: keras.Model) -> Callable[[np.ndarray], dict[str, np.nd
 
     Models that fit lenses are compiled and run on all cores, each some of the images.
     """
-    if not any(isinstance(layer, LensFit) for layer in model._flatten_layers()):
+    if not any(isinstance(layer, LensFit) for layer in _all_layers(model)):
         spec = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
         eager = tf.function(lambda images: model(images, training=False), input_signature=[spec])
         return lambda images: {n: v.numpy() for n, v in eager(tf.constant(images)).items()}
-    run = compiled(model)
+    run, pool = compiled(model), ThreadPoolExecutor(os.cpu_count())
 
     def some(images: np.ndarray) -> dict[str, np.ndarray]:
         # Always as many, so that there is one program.
@@ -69,18 +70,34 @@ def make_predictor(model: keras.Model) -> Callable[[np.ndarray], dict[str, np.nd
 
     def predict(images: np.ndarray) -> dict[str, np.ndarray]:
         pieces = [images[i : i + _SOME] for i in range(0, len(images), _SOME)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            parts = list(pool.map(some, pieces))
+        parts = list(pool.map(some, pieces))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return predict
 
 
+def _all_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """The layers of a model and of the models inside it, but not these themselves."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _all_layers(layer)
+        else:
+            yield layer
+
+
 def weights_digest(front: keras.Model) -> str:
-    """A checksum of all weights of a front end."""
-    digest = hashlib.sha256()
-    for weight in front.get_weights():
-        digest.update(np.ascontiguousarray(weight).tobytes())
+    """A checksum of what a front end computes.
+
+    The weights of a fit follow from its options, but only up to the last bits, which are another
+    linear algebra library's own: in their place stand the options and `FIT_VERSION`.
+    """
+    digest = hashlib.sha256(f"fit {FIT_VERSION}".encode())
+    for layer in _all_layers(front):
+        if isinstance(layer, LensFit | TemplateStart):
+            digest.update(json.dumps(layer.get_config(), sort_keys=True).encode())
+            continue
+        for weight in layer.get_weights():
+            digest.update(np.ascontiguousarray(weight).tobytes())
     return digest.hexdigest()
 
 
@@ -93,10 +110,12 @@ class FrontEndBatches(Batches):
       source: gives the images and targets.
       front: from images to a dict of arrays.
       folder: where the outputs are kept; filled if it is not complete.
-      key: what the data come from, JSON-ready: a folder of others is refused.
+      key: what the data come from, JSON-ready: a folder of others is refused. The targets and
+        batch size of `source` are added.
 
     Attributes:
       spec, num_examples: of the source.
+      fill_seconds: how long it took to fill the folder, whoever did; None if it does not say.
 
     Raises:
       UserError: if the folder is of other data or another front end.
@@ -108,18 +127,25 @@ class FrontEndBatches(Batches):
         self.num_examples = source.steps_per_epoch * source.spec.batch_size
         self._folder = folder
         self._shapes = {**output_shapes(front), _TARGETS: (len(source.spec.targets),)}
-        key = {**key, "examples": self.num_examples, "front_end": weights_digest(front)}
+        key = {
+            **key,
+            "targets": list(source.spec.targets),
+            "batch_size": source.spec.batch_size,
+            "examples": self.num_examples,
+            "front_end": weights_digest(front),
+        }
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder / "lock", f"filling {folder}"):
-            self._fill(front, key)
+            self.fill_seconds = self._fill(front, key)
         self._arrays = {name: np.load(self._path(name), mmap_mode="r") for name in self._shapes}
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.npy"
 
-    def _fill(self, front: keras.Model, key: dict[str, Any]) -> None:
+    def _fill(self, front: keras.Model, key: dict[str, Any]) -> float | None:
+        """Computes what is not there yet; returns the seconds that all of it took."""
         state = self._folder / "state.json"
-        done = 0
+        done, seconds = 0, 0.0
         if state.is_file():
             recorded = json.loads(state.read_text())
             if recorded["key"] != json.loads(json.dumps(key)):
@@ -127,9 +153,10 @@ class FrontEndBatches(Batches):
                     f"{self._folder} holds the outputs of another front end or of other data; "
                     "choose another --front_end_dir"
                 )
-            done = recorded["done"]
+            done, seconds = recorded["done"], recorded.get("seconds")
         if done == self.num_examples:
-            return
+            return seconds
+        begin, before = time.monotonic(), seconds or 0.0
         arrays = {}
         for name, shape in self._shapes.items():
             dtype = np.float16 if name in _HALF else np.float32
@@ -157,9 +184,12 @@ class FrontEndBatches(Batches):
                 if done % (_BLOCK * size // np.gcd(_BLOCK, size)) == 0 or done == self.num_examples:
                     for array in arrays.values():
                         array.flush()
+                    seconds = before + time.monotonic() - begin
                     with atomic_write(state) as partial:
-                        partial.write_text(json.dumps({"key": key, "done": done}))
+                        record = {"key": key, "done": done, "seconds": seconds}
+                        partial.write_text(json.dumps(record))
         del iterator  # its threads run Python, see `Trainer._input`
+        return seconds
 
     def sample_images(self, number: int = 512) -> np.ndarray:
         """Images of the source."""

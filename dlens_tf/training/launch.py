@@ -14,6 +14,7 @@ from dlens_tf.simulation.galaxies import GalaxyCatalogue
 from dlens_tf.simulation.recipes import RECIPES, Recipe, get_recipe
 
 _SIMULATE = "simulate:"
+_FRONT_END = "front_end"  # folder in the run
 # Of the metadata of a stored data set: what it was made by.
 _MADE_BY = ("engine", "engine_version", "simulator_version", "galaxies")
 _REMEDIES = {
@@ -150,8 +151,10 @@ def check_folder(options: RunOptions) -> None:
     existing = next(path for path in (run.path, *run.path.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"can't make {run.path}: {existing} is not a folder that can be written to")
-    # What `_make_folder` writes before run.json is no obstacle.
+    # What is written before run.json is no obstacle.
     ours = {run.flags_path.name, run.environment_path.name}
+    if options.cache == "front_end":
+        ours.add(_FRONT_END)
     if existing == run.path and set(os.listdir(run.path)) - ours:
         raise UserError(f"{run.path} exists and is not a run folder; choose another --run_dir")
 
@@ -203,6 +206,15 @@ def _start_network(start_run: str | None, recipe: Recipe):
     return start_network(run.load_model(), [*lens_fit.fitted_parameters(recipe)], run.targets.names)
 
 
+def _started_from(start_run: str | None) -> dict[str, str | None]:
+    """What run.json says of the run that a fit starts from."""
+    from dlens_tf.io.files import file_checksum
+    from dlens_tf.training.run_folder import RunFolder
+
+    checksum = file_checksum(RunFolder(start_run).model_path) if start_run else None
+    return {"start_run": start_run, "start_model_sha256": checksum}
+
+
 def train_run(options: RunOptions) -> Path:
     """Trains a run, or resumes it; returns its folder.
 
@@ -212,6 +224,11 @@ def train_run(options: RunOptions) -> Path:
     """
     # A mistake that needs no TensorFlow to be seen is told before it is imported.
     get_config(options.dataset, options.config)
+    if options.cache == "front_end" and options.strategy == "multi_worker":
+        raise UserError(
+            "--cache=front_end keeps its files on one machine, so --strategy=multi_worker can't "
+            "use it; train on one machine, or leave out --cache"
+        )
     simulated, galaxies = simulated_recipe(options.data), None
     if simulated is not None:
         _check_simulated(options, simulated)
@@ -222,7 +239,7 @@ def train_run(options: RunOptions) -> Path:
     import tensorflow as tf
 
     from dlens_tf.models import ModelSpec, build_model, lens_fit, smooth_lens
-    from dlens_tf.models.registry import FITTED, split_at_fit
+    from dlens_tf.models.registry import split_at_fit
     from dlens_tf.pipeline import augment
     from dlens_tf.pipeline.batches import BatchSpec, TrainingBatches, load_arrays
     from dlens_tf.pipeline.reading import open_dataset
@@ -295,18 +312,17 @@ def train_run(options: RunOptions) -> Path:
         images = batches.sample_images() if spec.front_end == "flux" else None
         return build_model(spec, recipe, targets, images, start)
 
-    inputs, part = None, {}
+    inputs, part, kept_where = None, {}, {}
     if kept:
         front, _ = split_at_fit(make_model())
-        key = {
-            **data,
-            "seed": options.seed,
-            "augmentation": augmentation,
-            "fit": front.get_layer(FITTED).get_config(),
-        }
-        path = Path(options.front_end_dir or run.path / "front_end")
+        key = {**data, "seed": options.seed, "augmentation": augmentation}
+        path = Path(options.front_end_dir or run.path / _FRONT_END)
         batches = front_end.FrontEndBatches(batches, front, path, key)
         inputs = front_end.make_predictor(front)(validation.images)
+        kept_where = {
+            "front_end_dir": str(path.absolute()),
+            "front_end_seconds": batches.fill_seconds,
+        }
         part = {"part": lambda model: split_at_fit(model)[1], "validation_inputs": inputs}
     trainer = Trainer(run, strategy, make_model, batches, validation, targets, plan, **part)
     num_parameters = sum(math.prod(w.shape) for w in trainer.model.trainable_weights)
@@ -322,6 +338,9 @@ def train_run(options: RunOptions) -> Path:
         "model": dataclasses.asdict(spec),
         "head": spec.head,
         "augmentation": augmentation,
+        "cache": options.cache,
+        **kept_where,
+        **_started_from(options.start_run),
         "seed": options.seed,
         "git_commit": git_commit(),
         "dlens_tf_version": __version__,

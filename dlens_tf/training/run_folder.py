@@ -7,6 +7,7 @@
     logs/             TensorBoard
     metrics.jsonl     one line per log interval and validation
     model.keras       the best model so far, with averaged weights
+    front_end/        kept outputs of the front end, with --cache=front_end
     evaluation/       written by tools/evaluate.py
     recalibration.json  likewise, with --recalibrate
     export/           written by tools/export.py
@@ -83,11 +84,22 @@ class RunFolder:
         """The inferred parameters, in the order of the model's outputs."""
         return ParameterSet.from_dicts(self.config["targets"])
 
-    def read_evaluation(self) -> dict[str, Any]:
+    @property
+    def cache(self) -> str | None:
+        """Of `launch.RunOptions`; of older runs what their flags say, None if nothing does."""
+        if "cache" in self.config or not self.flags_path.is_file():
+            return self.config.get("cache")
+        return read_flags(self.flags_path).get("cache", [None])[0]
+
+    def read_evaluation(self, allow_part: bool = False) -> dict[str, Any]:
         """Contents of evaluation/test.json.
 
+        Args:
+          allow_part: accept an evaluation on a part of the test split.
+
         Raises:
-          UserError: if the run is not evaluated on the whole test split, or not its present model.
+          UserError: if the run is not evaluated on the whole test split, or not its present model
+            with its present recalibration.
         """
         path = self.evaluation_dir / "test.json"
         remedy = f"run {command_line('evaluate', run_dir=self.path)}"
@@ -95,18 +107,30 @@ class RunFolder:
             evaluation = json.loads(path.read_text(encoding="utf-8"))
             is_whole = evaluation["num_examples"] == evaluation["num_available"]
             checksum = evaluation["run"]["model_sha256"]
-            is_recalibrated = evaluation["recalibration"] is not None
+            has_recalibration = self._has_recalibration(evaluation["recalibration"], path)
         except FileNotFoundError as error:
             raise UserError(f"{self.path} is not evaluated yet; {remedy}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged or of an older version; {remedy}") from error
-        if not is_whole:
+        if not is_whole and not allow_part:
             raise UserError(f"{path} is of a part of the test split only; {remedy}")
         if not self.model_path.is_file() or file_checksum(self.model_path) != checksum:
             raise UserError(f"{path} is of another model than {self.model_path}; {remedy}")
-        if is_recalibrated != self.recalibration_path.is_file():
+        if not has_recalibration:
             raise UserError(f"{path} and {self.recalibration_path} don't belong together; {remedy}")
         return evaluation
+
+    def _has_recalibration(self, told: Mapping[str, Any] | None, evaluation: Path) -> bool:
+        """Whether the run's recalibration is the one that an evaluation tells of; both may be none.
+
+        Evaluations of earlier versions lack its checksum: they must be younger than its file.
+        """
+        path = self.recalibration_path
+        if told is None or not path.is_file():
+            return told is None and not path.is_file()
+        if "sha256" in told:
+            return told["sha256"] == file_checksum(path)
+        return evaluation.stat().st_mtime > path.stat().st_mtime
 
     def load_model(self):
         """The best model of the run, a `keras.Model`.
@@ -159,8 +183,8 @@ def portable_flags(flags: Mapping[str, Sequence[str]], run_dir: str) -> dict[str
 
     Args:
       flags: as `read_flags` gives them.
-      run_dir: takes the place of --run_dir; other absolute paths become `runs/<last part>`, and
-        --data_dir becomes `data`.
+      run_dir: takes the place of --run_dir; other absolute paths become `runs/<last part>`,
+        --data_dir becomes `data`, and --galaxies `<catalogue …>`.
     """
 
     def portable(name: str, value: str) -> str:
@@ -168,6 +192,9 @@ def portable_flags(flags: Mapping[str, Sequence[str]], run_dir: str) -> dict[str
             return run_dir
         if name == "data_dir":
             return "data"
+        if name == "galaxies":
+            # A catalogue is not what a run makes.
+            return f"<catalogue {Path(value).name}>"
         return f"runs/{Path(value).name}" if os.path.isabs(value) else value
 
     return {name: [portable(name, v) for v in values] for name, values in flags.items()}

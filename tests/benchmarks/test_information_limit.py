@@ -1,9 +1,16 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from dlens_tf.benchmarks import information_limit
-from dlens_tf.benchmarks.information_limit import Options, limit, stratified_mean, truth_of
+from dlens_tf.benchmarks.information_limit import (
+    Options,
+    limit,
+    stratified_mean,
+    table,
+    truth_of,
+)
 from dlens_tf.benchmarks.report import Report, measure
 
 from dlens_tf.errors import UserError
@@ -30,6 +37,9 @@ def stand_in_row(exact, seed, index):
         "median": truth + width * rng.normal(),
         "expected_error": width,
         "rank": rng.uniform(),
+        "doubt": 0.3 if index == 7 else 0.05,
+        "unconverged_mass": 0.02 if index < 2 else 0.0,
+        "points": 800 + index,
     }
 
 
@@ -72,6 +82,9 @@ def test_report_has_limit_bins_and_coverage(quick):
     assert f"| {RECIPE} | 64 | 0.1100 ± 0.0000 |" in text
     assert f"| {RECIPE} |" + 4 * " 0.0200 |" + 4 * " 0.2000 |" in text
     assert "| recipe | in 50 % | in 68 % | in 90 % | in 95 % | p of uniform ranks |" in text
+    assert f"| {RECIPE} | 1 | 0.30 | 2 | 2.0 % | 832 |" in text
+    old = [{k: v for k, v in row.items() if k != "doubt"} for row in report.rows]
+    assert f"| {RECIPE} | – | – | – | – | – |" in table(dataclasses.replace(report, rows=old))
     found = limit(RECIPE, report.rows)
     assert found.mae == 0.11 and found.mae_error == 0.0
     assert found.bin_edges == get_recipe(RECIPE).information_limit.bin_edges
@@ -130,3 +143,4 @@ def test_an_image_gives_the_same_row_again():
     assert row == information_limit.image_row(exact, 3, 1)
     assert abs(row["median"] - row["truth"]) < 6.0 * row["stddev"]
     assert row["quantiles"] == sorted(row["quantiles"])
+    assert row["doubt"] < 0.1 and row["unconverged_mass"] < 0.01 and row["points"] > 100

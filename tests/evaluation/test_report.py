@@ -119,6 +119,10 @@ def test_page_parses_and_is_self_contained(result):
     assert "url(" not in page
     for text in ("0.128 ± 0.004", "2.42 ± 0.10", "information limit", "brute force", "a note"):
         assert text in checker.text
+    # What a network may well beat within a bin must not be called a limit there.
+    assert "exact posterior's expected error" in checker.text
+    assert "it is no bound within a bin of the true value" in checker.text
+    assert "<th>limit</th>" not in page
     assert "Axion mass in eV" in checker.text
     for text in ("0.61 ± 0.02", "0.69 ± 0.02", "as the network says", "recalibrated", "<0.0001"):
         assert text in checker.text

@@ -44,9 +44,9 @@ def test_bins_table_gives_the_error_of_the_mae_only():
         {"low": -23.0, "high": -22.0, "count": 0, "metrics": empty},
     ]
     assert bins_table(bins, "true x", "dex", 1, [0.05, 0.25]).splitlines() == [
-        "| true x | images | MAE [dex] | bias [dex] | information limit [dex] |",
+        "| true x | images | MAE [dex] | bias [dex] | exact posterior's expected error [dex] |",
         "|---|---|---|---|---|",
         "| -24.0 … -23.0 | 1,200 | 0.100 ± 0.010 | -0.032 | 0.050 |",
         "| -23.0 … -22.0 | 0 | – | – | 0.250 |",
     ]
-    assert "limit" not in bins_table(bins, "snr", "", 0)
+    assert "exact" not in bins_table(bins, "snr", "", 0)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import types
 
 import numpy as np
@@ -6,7 +7,9 @@ import pytest
 from scipy import special, stats
 
 from dlens_tf.errors import UserError
+from dlens_tf.inference import brute_force
 from dlens_tf.inference.brute_force import ANGLE, EXPOSURE, TARGET, BruteForce, _Fit
+from dlens_tf.inference.cells import ACCURACY
 from dlens_tf.inference.pixel_likelihoods import make_likelihood
 from dlens_tf.parameters import Derived
 from dlens_tf.simulation.noise import observe
@@ -39,6 +42,30 @@ class LinearModel(BruteForce):
 
     def first_cells(self):
         return np.linspace(-24.0, -22.0, 9), [8] * 8
+
+
+@pytest.fixture
+def linear():
+    """A model of two other parameters, an image of it and a start."""
+    rng = np.random.default_rng(1)
+    matrix = rng.normal(size=(60, 4)) * [0.6, 0.5, 1.0, 2.0]
+    image = matrix @ [0.1, 0.2, 0.3, -0.4] + 5.0 + 0.3 * rng.normal(size=60)
+    start = {TARGET: -22.9, ANGLE: 1.7, "n0": 0.0, "n1": 0.0}
+    return LinearModel(matrix, 0.5), image.reshape(60, 1, 1), start
+
+
+def test_what_stopped_short_is_told(linear, monkeypatch):
+    model, image, start = linear
+    posterior = model.posterior(image, start)
+    assert posterior.unconverged == 0.0 and posterior.doubt < ACCURACY
+    short = functools.partial(brute_force.integrate, max_points=100)
+    monkeypatch.setattr(brute_force, "integrate", short)
+    posterior = model.posterior(image, start)
+    assert posterior.doubt > ACCURACY and 100 <= len(posterior.cells) < 250
+    # A single step from far away tells of a rise, but not whether it is there.
+    monkeypatch.setattr(brute_force, "_STEPS", 1)
+    posterior = model.posterior(image, start | {"n0": 3.0})
+    assert 0.5 < posterior.unconverged <= 1.0 + 1e-9
 
 
 def test_linear_model_agrees_with_the_analytic_posterior():

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from dlens_tf.inference.brute_force import Marginal
-from dlens_tf.inference.cells import integrate
+from dlens_tf.inference.cells import ACCURACY, integrate
 
 EDGES = np.linspace(-24.0, -22.0, 13)
 SPAN = (0.0, np.pi)
@@ -41,6 +41,7 @@ def test_integral_and_quantiles_of_a_gaussian(deviations, correlation):
     mean = (-23.123, 1.7)
     cells, points = cells_of(gaussian(mean, deviations, correlation))
     assert points < 1600
+    assert (cells.doubt(cells.log_total()).sum() < ACCURACY) == (points < 1500)
     assert np.logaddexp.reduce(cells.log_mass()) == pytest.approx(0.0, abs=0.02)
     marginal, exact = Marginal(cells), stats.norm(mean[0], deviations[0])
     tolerance = 0.03 * deviations[0]
@@ -94,3 +95,5 @@ def test_stops_after_so_many_points():
     cells, points = cells_of(lambda points: 30.0 * rough.normal(size=len(points)), max_points=400)
     assert 400 <= points < 480
     assert len(cells) == points
+    # It can be told of the cells that these were too few.
+    assert cells.doubt(cells.log_total()).sum() > ACCURACY

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from dlens_tf.errors import UserError
+from dlens_tf.io.files import file_checksum
 from dlens_tf.serving import export
 from dlens_tf.serving.export import export_run
 
@@ -141,9 +142,15 @@ def test_layout_and_manifest(exported_run, bundle):
 def test_versions_metrics_and_output_folder(write_run, tmp_path):
     run = write_run(tmp_path / "run", head="point")
     (run / "evaluation").mkdir()
-    (run / "evaluation" / "test.json").write_text(
-        '{"split": "test", "num_examples": 9, "parameters": {"source_x": {"metrics": {"mae": 1}}}}'
-    )
+    evaluation = {
+        "split": "test",
+        "num_examples": 9,
+        "num_available": 10,
+        "run": {"model_sha256": file_checksum(run / "model.keras")},
+        "recalibration": None,
+        "parameters": {"source_x": {"metrics": {"mae": 1}}},
+    }
+    (run / "evaluation" / "test.json").write_text(json.dumps(evaluation))
     base = tmp_path / "served"
     (base / "4").mkdir(parents=True)
     (base / "notes").mkdir()
@@ -158,6 +165,10 @@ def test_versions_metrics_and_output_folder(write_run, tmp_path):
     }
     assert manifest["quantile_levels"] == []
     assert set(manifest["signatures"]["serving_default"]["outputs"]) == {"mean"}
+    evaluation["run"]["model_sha256"] = "0" * 64
+    (run / "evaluation" / "test.json").write_text(json.dumps(evaluation))
+    with pytest.raises(UserError, match=r"test\.json is of another model than"):
+        export_run(run, base)
     (run / "evaluation" / "test.json").write_text("{")
     with pytest.raises(UserError, match=r"test\.json is damaged"):
         export_run(run, base)

@@ -1,3 +1,4 @@
+from dlens_tf.models.registry import FRONT_ENDS, given_to
 from dlens_tf.serving.limits import limits_of_use
 from dlens_tf.simulation.recipes import CLASSES, RECIPES
 
@@ -20,8 +21,13 @@ def test_fixed_lenses_are_named():
         limits = text(name, RECIPES[name].classes)
         assert ("says nothing about real lenses" in limits) == is_fixed, name
         assert ("It knows the recipe's priors" in limits) != is_fixed, name
-    assert "front end is given them" in text("model_i_legacy", ["axion"], "smooth_residual")
-    assert "front end is given them" not in text("model_i_legacy", ["axion"])
+
+
+def test_what_the_front_end_is_given_is_said():
+    for name in ("model_i_legacy", "model_i"):
+        for front_end in FRONT_ENDS:
+            said = given_to(front_end, RECIPES[name])
+            assert said in limits_of_use(RECIPES[name], ["axion"], front_end)
 
 
 def test_noise_and_classes():

@@ -1,6 +1,7 @@
 """From an evaluated run to a ready-to-use model."""
 
 import json
+import os
 import re
 import shutil
 
@@ -77,7 +78,7 @@ def test_card_and_flags_repeat_the_run_on_another_machine(published, evaluated_r
     assert set(flags) == {
         "--batch_size=8", "--data_dir=data", "--run_dir=runs/tiny", "--epochs=2",
     }  # fmt: skip
-    for path in (p for p in model.rglob("*") if p.is_file() and p.name != "evaluation.json"):
+    for path in (p for p in model.rglob("*") if p.is_file()):
         for machine in (evaluated_run, tiny_data_dir):
             assert str(machine).encode() not in path.read_bytes()
 
@@ -113,8 +114,38 @@ def test_what_is_too_large_changes_nothing(published, evaluated_run, tmp_path, m
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
+def test_unreadable_neighbours_are_left_out_of_the_table(
+    published, evaluated_run, tmp_path, capsys
+):
+    folder = shutil.copytree(published, tmp_path / "models")
+    manifest = "1/assets.extra/dlens_manifest.json"
+    for name in ("damaged", "old", "sound"):
+        shutil.copytree(folder / "tiny", folder / name)
+    (folder / "damaged" / manifest).write_text("{")
+    content = json.loads((folder / "old" / manifest).read_text())
+    content["metrics"] = {"parameters": {"source_x": {"rmse": 1.0}}}
+    (folder / "old" / manifest).write_text(json.dumps(content))
+    capsys.readouterr()
+    publish_run(evaluated_run, "tiny", folder, replace=True)
+    rows = re.findall(r"^\| `(\w+)` \|", (folder / "README.md").read_text(), re.M)
+    assert rows == ["sound", "tiny"]
+    lines = capsys.readouterr().err.splitlines()
+    warned = [re.match(r"warning: (\S+) is left out", line) for line in lines]
+    assert [m[1] for m in warned if m] == [str(folder / "damaged"), str(folder / "old")]
+
+
+def test_what_a_killed_run_left_is_removed(published, evaluated_run, tmp_path):
+    folder = shutil.copytree(published, tmp_path / "models")
+    (folder / ".partial-killed").mkdir()
+    os.utime(folder / ".partial-killed", (0, 0))
+    (folder / ".partial-working").mkdir()
+    publish_run(evaluated_run, "tiny", folder, replace=True)
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == [".partial-working", "README.md", "tiny"]
+
+
 def test_mistakes(evaluated_run, write_run, tmp_path):
-    for name in ("Tiny", "a-b", "../a", "1st", ""):
+    for name in ("Tiny", "a-b", "../a", "1st", "_x", "a\n", ""):
         with pytest.raises(UserError, match="only lower-case letters, digits and underscores"):
             publish_run(evaluated_run, name, tmp_path)
     with pytest.raises(UserError, match="there is no folder"):

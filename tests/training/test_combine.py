@@ -52,6 +52,7 @@ def make_member(tiny_data_dir) -> Callable[..., Path]:
             "git_commit": None,
             "dlens_tf_version": "0.1.0",
             "num_parameters": model.count_params(),
+            "training_examples": 24,
             **changes,
         }
         folder.mkdir(parents=True)
@@ -95,6 +96,7 @@ def test_combined_run_tells_its_story(combined, members):
     assert [member["run"] for member in config["members"]] == [str(path) for path in members]
     assert [member["head"] for member in config["members"]] == ["spline", "gaussian"]
     assert config["num_parameters"] == sum(m["num_parameters"] for m in config["members"])
+    assert (config["data"], config["training_examples"], config["cache"]) == ("dataset", 24, None)
     assert combined.environment_path.is_file() and not combined.metrics_path.exists()
 
 
@@ -125,6 +127,7 @@ def test_combined_run_is_evaluated_exported_and_served(combined, images):
         ({"image_shape": [32, 32, 1]}, r"its image_shape is \[32, 32, 1\], not \[64, 64, 1\]"),
         ({"recipe": "model_iii"}, "its recipe is model_iii, not model_ii_instrument"),
         ({"kind": "point"}, "has a point head"),
+        ({"data": "simulate:model_ii_instrument"}, "its data is simulate:.*, not dataset"),
     ],
 )
 def test_runs_that_do_not_fit(members, make_member, tmp_path, changes, message):

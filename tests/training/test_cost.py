@@ -45,6 +45,50 @@ def test_cost_of_an_ensemble_is_that_of_its_members(evaluated_run, tmp_path):
             assert cost.minutes == pytest.approx(10.0)
 
 
+def test_kept_front_end_and_start_run_are_part_of_the_cost(evaluated_run, tmp_path):
+    """Members that share a filled folder, seed and start count these once."""
+
+    def write(name: str, **changes) -> RunFolder:
+        folder = shutil.copytree(evaluated_run, tmp_path / name)
+        config = {**json.loads((folder / "run.json").read_text()), **changes}
+        (folder / "run.json").write_text(json.dumps(config))
+        return RunFolder(folder)
+
+    simulated = {"data": "simulate:model_ii_instrument", "training_examples": 24}
+    start = write("start", **simulated)
+    kept = {
+        **simulated, "cache": "front_end", "front_end_dir": "/kept", "front_end_seconds": 90.0,
+        "start_run": str(start.path),
+    }  # fmt: skip
+    runs = [write("a", **kept), write("b", **kept)]
+    cost = training_cost(runs[0])
+    assert (cost.images, cost.distinct_images, cost.front_end_minutes) == (48, 24, 1.5)
+    assert cost.minutes == pytest.approx(6.5)
+    assert (cost.start.images, cost.start.distinct_images, cost.start.curve) == (48, 48, ())
+    together = {"members": [{"run": str(run.path)} for run in runs]}
+    both = write("both", **together)
+    both.metrics_path.unlink()
+    cost = training_cost(both)
+    assert (cost.images, cost.distinct_images, cost.front_end_minutes) == (96, 24, 1.5)
+    assert (cost.minutes, cost.start.images) == (pytest.approx(11.5), 48)
+    other = write("other", **{**kept, "seed": 5, "front_end_dir": "/b", "start_run": "/gone"})
+    assert training_cost(other).start is None
+    mixed = write("mixed", members=[{"run": str(run.path)} for run in (runs[0], other)])
+    mixed.metrics_path.unlink()
+    cost = training_cost(mixed)
+    assert (cost.distinct_images, cost.front_end_minutes) == (48, 3.0)
+
+
+def test_runs_that_do_not_say_how_they_were_cached(evaluated_run, tmp_path):
+    run = RunFolder(shutil.copytree(evaluated_run, tmp_path / "run"))
+    assert run.cache is None
+    with open(run.flags_path, "a") as stream:
+        stream.write("--cache=front_end\n")
+    assert run.cache == "front_end"
+    cost = training_cost(run)
+    assert (cost.front_end_minutes, cost.minutes) == (None, pytest.approx(5.0))
+
+
 def test_machines_and_damage(evaluated_run, tmp_path):
     run = RunFolder(shutil.copytree(evaluated_run, tmp_path / "run"))
     for environment, text in [

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import keras
@@ -6,8 +7,12 @@ import pytest
 
 from dlens_tf.errors import UserError
 from dlens_tf.models import ModelSpec, build_model
+from dlens_tf.models.lens_fit import LensFit
+from dlens_tf.models.registry import split_at_fit
+from dlens_tf.pipeline.batches import TrainingBatches
 from dlens_tf.simulation.recipes import get_recipe
-from dlens_tf.training.front_end import FrontEndBatches, make_predictor
+from dlens_tf.training import front_end
+from dlens_tf.training.front_end import FrontEndBatches, make_predictor, weights_digest
 
 
 @pytest.fixture
@@ -74,18 +79,56 @@ def test_filling_goes_on_where_it_stopped(tiny_batches, front, batches, tmp_path
     expected = np.load(folder / "facts.npy").copy()
     # As if the process had been killed after the first batch.
     state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps({**state, "done": 8}))
+    (folder / "state.json").write_text(json.dumps({**state, "done": 8, "seconds": 1000.0}))
     facts = np.load(folder / "facts.npy", mmap_mode="r+")
     facts[8:] = -1.0
     facts.flush()
-    del facts, batches
-    FrontEndBatches(tiny_batches, front, folder, {"recipe": "tiny"})
+    del facts
+    again = FrontEndBatches(tiny_batches, front, folder, {"recipe": "tiny"})
+    assert 0.0 < batches.fill_seconds < 1000.0 < again.fill_seconds
+    assert json.loads((folder / "state.json").read_text())["seconds"] == again.fill_seconds
     np.testing.assert_array_equal(np.load(folder / "facts.npy"), expected)
 
 
 def test_outputs_of_other_data_are_refused(tiny_batches, front, batches, tmp_path):
     with pytest.raises(UserError, match="choose another --front_end_dir"):
         FrontEndBatches(tiny_batches, front, tmp_path / "kept", {"recipe": "other"})
+
+
+@pytest.mark.parametrize("changes", [{"targets": ["source_x", "log10_m_axion"]}, {"batch_size": 4}])
+def test_targets_and_batches_of_the_same_shape_are_refused(
+    tiny_folder, tiny_batches, front, batches, tmp_path, changes
+):
+    other = TrainingBatches(tiny_folder, dataclasses.replace(tiny_batches.spec, **changes))
+    with pytest.raises(UserError, match="of another front end or of other data"):
+        FrontEndBatches(other, front, tmp_path / "kept", {"recipe": "tiny"})
+
+
+def test_digest_is_of_what_a_fit_computes_but_not_of_its_last_bits(tiny_folder, monkeypatch):
+    def fit(rank=4):
+        options = {"num_masses": 3, "num_angles": 4, "rank": rank, "steps": 1}
+        spec = ModelSpec("none", {}, "spline", "nll", "lens_fit", options)
+        targets = tiny_folder.parameters.select(["source_x"])
+        start = keras.Sequential(
+            [keras.Input((64, 64, 1)), keras.layers.Flatten(), keras.layers.Dense(2)], name="start"
+        )
+        recipe = get_recipe("model_ii_instrument")
+        return split_at_fit(build_model(spec, recipe, targets, None, start))[0]
+
+    keras.utils.set_random_seed(0)
+    model = fit()
+    digest = weights_digest(model)
+    [layer] = [layer for layer in model.layers if isinstance(layer, LensFit)]
+    layer.basis.assign(layer.basis * (1.0 + 1e-6))
+    assert weights_digest(model) == digest
+    keras.utils.set_random_seed(0)
+    assert weights_digest(fit(rank=3)) != digest
+    with monkeypatch.context() as patch:
+        patch.setattr(front_end, "FIT_VERSION", -1)
+        assert weights_digest(model) != digest
+    bias = model.get_layer("start").layers[-1].bias
+    bias.assign(bias + 1e-6)
+    assert weights_digest(model) != digest
 
 
 def test_predictor_is_the_model(front, tiny_validation, tiny_folder):

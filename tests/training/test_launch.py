@@ -13,10 +13,12 @@ from astropy.table import Table
 
 from dlens_tf.errors import UserError
 from dlens_tf.evaluation.evaluate import evaluate_run
+from dlens_tf.io.files import file_checksum
 from dlens_tf.pipeline.build import build_dataset
 from dlens_tf.simulation.galaxies import BUNDLED, GalaxyCatalogue
 from dlens_tf.simulation.simulator import SIMULATOR_VERSION
-from dlens_tf.training.launch import RunOptions, train_run
+from dlens_tf.training.cost import training_cost
+from dlens_tf.training.launch import RunOptions, check_folder, train_run
 from dlens_tf.training.run_folder import RunFolder
 
 # Kills itself after a step, with no chance to tidy up.
@@ -133,6 +135,7 @@ def test_simulated_run_of_other_data_is_refused(
     assert "\n" not in str(info.value)
 
 
+TARGETS = ["log10_m_axion", "source_x"]
 GALAXIES = {
     "dataset": "dark_matter",
     "config": "cdm_hst_cosmos",
@@ -226,6 +229,7 @@ def test_mistakes_are_told_before_tensorflow_is_imported(make_options, tmp_path)
         ({**SIMULATED, "galaxies": "here"}, "has no real galaxies"),
         ({**GALAXIES, "galaxies": "/nowhere"}, "/nowhere"),
         ({"run_dir": str(tmp_path)}, "is not a run folder"),
+        ({"cache": "front_end", "strategy": "multi_worker"}, "--strategy=multi_worker can't use"),
     ]
     (tmp_path / "notes.txt").write_text("mine")
     options = dataclasses.asdict(make_options(tmp_path / "run"))
@@ -388,3 +392,49 @@ def test_bad_input_is_one_line_and_leaves_nothing(make_options, tmp_path, change
         train_run(make_options(tmp_path / "run", **changes))
     assert "\n" not in str(info.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_interrupted_filling_of_a_front_end_is_no_obstacle(make_options, tmp_path):
+    run = tmp_path / "run"
+    (run / "front_end").mkdir(parents=True)
+    check_folder(make_options(run, cache="front_end"))
+    with pytest.raises(UserError, match="exists and is not a run folder"):
+        check_folder(make_options(run))
+    (run / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists and is not a run folder"):
+        check_folder(make_options(run, cache="front_end"))
+
+
+@pytest.mark.slow
+def test_kept_front_end_from_start_to_evaluation(make_options, tmp_path, capsys):
+    """A fit that starts from a run, its outputs kept, and a network of evidence and facts."""
+    start = tmp_path / "start"
+    train_run(make_options(start, targets=["source_x", "source_y"], plan={"epochs": 1}))
+    model = {
+        "backbone": "none",
+        "head": "spline",
+        "head_options": {"bins": 4},
+        "front_end": "lens_fit",
+        "front_end_options": {"num_masses": 3, "num_angles": 4, "rank": 4, "steps": 1},
+    }
+    options = make_options(
+        tmp_path / "run", cache="front_end", model=model, start_run=str(start), targets=TARGETS
+    )
+    run = RunFolder(train_run(options))
+    assert (run.config["cache"], run.config["start_run"]) == ("front_end", str(start))
+    assert run.config["start_model_sha256"] == file_checksum(start / "model.keras")
+    state = json.loads((run.path / "front_end" / "state.json").read_text())
+    assert (state["done"], state["seconds"]) == (24, run.config["front_end_seconds"])
+    cost = training_cost(run)
+    assert (cost.images, cost.distinct_images, cost.start.images) == (48, 24, 24)
+    assert cost.front_end_minutes == pytest.approx(state["seconds"] / 60.0)
+    assert cost.minutes > cost.front_end_minutes > 0.0
+    # The whole model, from images: as good as the training said of kept outputs.
+    mae = evaluate_run(run.path)["parameters"][TARGETS[0]]["metrics"]["mae"]["value"]
+    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    told = [line[f"mae/{TARGETS[0]}"] for line in lines if line["split"] == "validation"]
+    assert 0.0 < mae < 1.0 and 0.0 < min(told) < 1.0
+    before = run.model_path.read_bytes()
+    train_run(options)
+    assert "resumed at step 6" in capsys.readouterr().out
+    assert run.model_path.read_bytes() == before

@@ -1,8 +1,10 @@
 """The run folder's files: what they hold, and what damage to them says."""
 
+import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import shutil
 
@@ -138,6 +140,7 @@ def test_evaluation_of_the_present_model(evaluated_run, tmp_path):
     path.write_text(json.dumps({**evaluation, "num_available": 9}))
     with pytest.raises(UserError, match=rf"test\.json is of a part of the test split only{remedy}"):
         run.read_evaluation()
+    assert run.read_evaluation(allow_part=True)["num_available"] == 9
     path.write_text("{}")
     with pytest.raises(UserError, match=rf"is damaged or of an older version{remedy}"):
         run.read_evaluation()
@@ -152,6 +155,32 @@ def test_evaluation_of_the_present_model(evaluated_run, tmp_path):
         run.read_evaluation()
     path.unlink()
     with pytest.raises(UserError, match=rf"is not evaluated yet{remedy}"):
+        run.read_evaluation()
+
+
+def test_evaluation_of_the_present_recalibration(evaluated_run, tmp_path):
+    run = RunFolder(shutil.copytree(evaluated_run, tmp_path / "run"))
+    path = run.evaluation_dir / "test.json"
+    evaluation = run.read_evaluation()
+    run.recalibration_path.write_text("{}")
+    told = {"sha256": hashlib.sha256(b"{}").hexdigest()}
+    path.write_text(json.dumps({**evaluation, "recalibration": told}))
+    os.utime(path, (0, 0))  # the checksum counts, not the age
+    assert run.read_evaluation()["recalibration"] == told
+    run.recalibration_path.write_text("{ }")
+    with pytest.raises(UserError, match=r"recalibration\.json don't belong together"):
+        run.read_evaluation()
+    # Without a checksum it must be younger.
+    path.write_text(json.dumps({**evaluation, "recalibration": {"method": "isotonic"}}))
+    age = run.recalibration_path.stat().st_mtime
+    os.utime(path, (age + 1, age + 1))
+    run.read_evaluation()
+    os.utime(path, (age - 1, age - 1))
+    with pytest.raises(UserError, match=r"recalibration\.json don't belong together"):
+        run.read_evaluation()
+    run.recalibration_path.unlink()
+    os.utime(path, (age + 1, age + 1))
+    with pytest.raises(UserError, match=r"recalibration\.json don't belong together"):
         run.read_evaluation()
 
 

@@ -35,8 +35,11 @@ def normal_log_prob(z):
     return -0.5 * z**2 - 0.5 * math.log(2.0 * math.pi)
 
 
-def between(raw, smallest: float, largest: float):
-    """A width between two bounds from any number; for zero, the bounds' mean."""
+def between(raw, smallest: float, largest):
+    """A width between two bounds, the upper of which may be a tensor, from any number.
+
+    For zero, it is the bounds' mean.
+    """
     return smallest + (largest - smallest) * ops.sigmoid(raw)
 
 

@@ -46,6 +46,9 @@ class FlowDensity(Density):
     densities and moments are means over the u of the parameters before at 256 points, quantiles are
     those of samples made from 1024. They agree to about a hundredth of probability; beyond the
     outermost samples, at levels below 0.0005 and above 0.9995, quantiles stay where they are.
+    A probability integral transform is exact for the first parameter; with random networks it is
+    right to about 0.002 for the second and 0.005 for the fourth (root mean square; 0.02 at worst),
+    and less so where a law depends on those before it more sharply than 256 points can tell.
 
     Args:
       num_parameters: P.
@@ -67,9 +70,7 @@ class FlowDensity(Density):
         self.cost_per_image = bins * 2**_LOG2_SAMPLES
         self._sizes = [self._size(p) for p in range(num_parameters)]
         self.num_numbers = sum(sum(sizes) for sizes in self._sizes)
-        # Centred in their cells, so that none lies at an end.
-        points = qmc.Sobol(num_parameters, scramble=False).random_base2(_LOG2_SAMPLES)
-        self._points = points + 0.5 / len(points)
+        self._points = qmc.Sobol(num_parameters, scramble=False).random_base2(_LOG2_SAMPLES)
 
     def _size(self, p: int) -> tuple[int, int, int]:
         """How many numbers: of the spline itself, the hidden layer, and the output layer."""
@@ -105,7 +106,9 @@ class FlowDensity(Density):
         """For each parameter, its splines and the points' own u: [N, …] for the first parameter,
         [S, N, …] for the others, after the u of the points.
         """
-        points = self._points[: 2**log2_points]
+        # The first 2^n of them are places of 2^n cells along each axis, and are moved from the cells'
+        # low ends to their middles.
+        points = self._points[: 2**log2_points] + 0.5 / 2**log2_points
         points = ops.cast(ops.convert_to_tensor(points), numbers.dtype)
         one = ops.ones_like(numbers[:, 0])
         us = [points[:, p, np.newaxis] * one for p in range(self.num_parameters)]

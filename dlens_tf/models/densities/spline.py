@@ -21,6 +21,8 @@ from keras import ops
 from dlens_tf.errors import UserError
 from dlens_tf.models.densities.base import Density, bounded, weighted_moments
 
+_MOST_BINS = 64  # more would cost time and memory, and leave float32 and the data little in each
+
 _SMALLEST_WIDTH = 1e-4
 """Least probability of a bin: what a law leaves for values that it holds for impossible."""
 
@@ -34,8 +36,8 @@ _GAUSS_NODES, _GAUSS_WEIGHTS = (a / 2.0 for a in np.polynomial.legendre.leggauss
 
 def check_bins(bins: int) -> int:
     """Returns the number of bins; raises a `UserError` if it is out of range."""
-    if not 2 <= bins <= 500:
-        raise UserError(f"a spline has 2 to 500 bins, not {bins}")
+    if not 2 <= bins <= _MOST_BINS:
+        raise UserError(f"a spline has 2 to {_MOST_BINS} bins, not {bins}; 16 to 32 will do")
     return bins
 
 

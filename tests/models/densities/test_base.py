@@ -170,8 +170,9 @@ def test_configuration_makes_the_same_family(density, kind):
     ("config", "message"),
     [
         ({"kind": "histogram"}, "unknown density 'histogram'"),
-        ({"kind": "spline", "bins": 1}, "2 to 500 bins, not 1"),
-        ({"kind": "flow", "bins": 501}, "2 to 500 bins, not 501"),
+        ({"kind": "spline", "bins": 1}, "2 to 64 bins, not 1; 16 to 32 will do"),
+        ({"kind": "spline", "bins": 65}, "2 to 64 bins, not 65"),
+        ({"kind": "flow", "bins": 500}, "2 to 64 bins, not 500"),
         ({"kind": "flow", "hidden": 0}, "1 to 100 hidden units, not 0"),
         ({"kind": "mixture", "components": 0}, "1 to 500 components, not 0"),
     ],

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from dlens_tf.models.densities import FlowDensity, SplineDensity
@@ -45,3 +46,14 @@ def test_marginals_are_those_of_many_samples():
     mean, stddev = DENSITY.moments(numbers)
     np.testing.assert_allclose(mean, samples.mean(0), atol=0.01)
     np.testing.assert_allclose(stddev, samples.std(0), rtol=0.03)
+
+
+@pytest.mark.parametrize("log2_points", [3, 8, 10])
+def test_points_are_middles_of_cells_along_each_axis(log2_points):
+    number = 2**log2_points
+    for _, points in DENSITY._conditionals(tf.constant(NUMBERS), log2_points):
+        sorted_points = np.sort(np.reshape(points, (number, -1)), axis=0)
+        middles = (np.arange(number)[:, np.newaxis] + 0.5) / number
+        np.testing.assert_allclose(
+            sorted_points, np.broadcast_to(middles, sorted_points.shape), atol=1e-12
+        )
