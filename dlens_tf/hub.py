@@ -7,7 +7,8 @@ Each is a folder of `saved_models/`, written by tools/publish.py:
         model.keras      the same model for Keras
         README.md        the model card
         evaluation.json  all about its test, with plots beside it
-        flags.cfg        the flagfile that it was trained with; of ensembles member0.cfg, …
+        flags.cfg        the flagfile that it was trained with; of ensembles member0.cfg, …,
+                         and start.cfg of the network that a lens_fit starts from
         SHA256SUMS       checksums, as `sha256sum -c SHA256SUMS` takes them
 
 Imports no TensorFlow before a model is loaded.

@@ -11,7 +11,11 @@ import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from dlens_tf.simulation.recipes import get_recipe
+from dlens_tf.simulation.simulator import Simulator
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ["dlens_tf", "datasets", "tools", "benchmarks", "saved_models"]
@@ -83,6 +87,9 @@ def test_source_distribution_is_whole(tmp_path):
         return {n for n in names if n in ours or "cache" in n or n.endswith(".egg-info")}
 
     shutil.copytree(ROOT, copy, ignore=ignore)
+    killed = copy / "saved_models" / ".partial-killed"
+    (killed / "1").mkdir(parents=True)
+    (killed / "1" / "saved_model.pb").write_text("half")
     code = "import setuptools.build_meta as backend; print(backend.build_sdist('dist'))"
     name = run(sys.executable, "-c", code, cwd=copy).stdout.splitlines()[-1]
     with tarfile.open(copy / "dist" / name) as archive:
@@ -93,7 +100,8 @@ def test_source_distribution_is_whole(tmp_path):
         if p.is_file() and p.suffix != ".pyc" and not p.is_relative_to(copy / "dist")
     }
     left_out = {n for n in expected - members if ".egg-info/" not in n}
-    assert left_out <= {".gitignore"}
+    half_written = "saved_models/.partial-killed/1/saved_model.pb"
+    assert left_out - {".gitignore"} == {half_written}
 
 
 def test_only_our_own_name_is_installed(members):
@@ -162,6 +170,8 @@ def test_the_builder_is_found_from_another_folder(installed, tmp_path):
 
 
 def test_ready_to_use_models_load_from_another_folder(installed, tmp_path):
+    lenses = Simulator(get_recipe("model_i_legacy")).simulate_many("axion", 79, range(2))
+    np.save(tmp_path / "images.npy", np.stack([lens.image for lens in lenses]))
     code = (
         "import sys, numpy as np, dlens_tf\n"
         "models = dlens_tf.available_models()\n"
@@ -170,7 +180,7 @@ def test_ready_to_use_models_load_from_another_folder(installed, tmp_path):
         "predictor = dlens_tf.load('axion_model_i')\n"
         "print(predictor.bundle)\n"
         "print(predictor.card.splitlines()[0])\n"
-        "print(predictor.predict(np.ones((2, 150, 150))).mean.shape)\n"
+        "print(predictor.predict(np.load('images.npy')).mean.shape)\n"
     )
     done = run(installed / "bin" / "python", "-c", code, cwd=tmp_path)
     early, models, bundle, title, shape = done.stdout.splitlines()

@@ -8,6 +8,8 @@ import pytest
 
 import dlens_tf
 from dlens_tf import hub
+from dlens_tf.evaluation.recalibration import Recalibration
+from dlens_tf.serving.answers import answers
 from dlens_tf.simulation.recipes import get_recipe
 from dlens_tf.simulation.simulator import Simulator
 
@@ -42,18 +44,26 @@ def test_folder_is_whole_and_small(name):
 
 
 @each
-def test_weights_are_the_bundle_s(name):
+def test_weights_answer_as_the_bundle(name):
     import keras
 
     import dlens_tf.models  # registers the layers
 
-    if not (FOLDER / name / hub.WEIGHTS).is_file():
-        pytest.skip("published before weights were")
     predictor = dlens_tf.load(name)
+    manifest = predictor.manifest
+    lenses = Simulator(get_recipe(manifest.recipe)).simulate_many(
+        manifest.dataset["classes"][0], 78, range(2)
+    )
+    images = np.stack([lens.image for lens in lenses]).astype(np.float32)
+    posterior = predictor.predict(images)
+    recalibration = manifest.recalibration
     model = keras.models.load_model(FOLDER / name / hub.WEIGHTS, compile=False)
-    assert model.input_shape[1:] == predictor.manifest.image.shape
-    expected = sum(np.prod(w.shape) for w in model.trainable_weights)
-    assert predictor.manifest.model["num_parameters"] == expected
+    if recalibration is not None:
+        recalibration = Recalibration.from_dict(recalibration)
+    expected = answers(model, recalibration)(images.reshape(-1, *manifest.image.shape))
+    scale = manifest.parameters.stds
+    np.testing.assert_allclose(posterior.mean / scale, expected["mean"] / scale, atol=1e-3)
+    np.testing.assert_allclose(posterior.stddev / scale, expected["stddev"] / scale, atol=1e-3)
 
 
 @each

@@ -33,7 +33,12 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("repeats", None, "Measurements (3; reading, training: 7).", lower_bound=1)
 # Simulation.
-flags.DEFINE_list("recipes", None, "simulation, information_limit: recipes, comma-separated (all).")
+flags.DEFINE_list(
+    "recipes",
+    None,
+    "simulation, information_limit: recipes, comma-separated (all; for limits model_i_legacy and "
+    "Models II and III with noise).",
+)
 flags.DEFINE_list("classes", None, "simulation: classes (each recipe's first with substructure).")
 flags.DEFINE_list("engines", None, "simulation: engines (lenstronomy,fast).")
 flags.DEFINE_list("cores", None, "simulation: numbers of cores to measure on (1,2).")

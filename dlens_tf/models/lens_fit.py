@@ -343,11 +343,14 @@ class LensFit(keras.layers.Layer):
 
     # The smooth model.
 
-    def _grid(self, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    def _grid(self, factor: int) -> tuple:
+        """Positions of subpixels, two arrays [1, P]; spread out in the graph, to keep it small."""
         side = self.crop * factor
         axis = (np.arange(side) - 0.5 * (side - 1)) * (self.pixel_scale / factor)
-        x, y = np.meshgrid(axis, axis)
-        return x.reshape(1, -1).astype(np.float32), y.reshape(1, -1).astype(np.float32)
+        axis = ops.convert_to_tensor(axis, dtype="float32")
+        x = ops.broadcast_to(axis[None, :], (side, side))
+        y = ops.broadcast_to(axis[:, None], (side, side))
+        return ops.reshape(x, (1, -1)), ops.reshape(y, (1, -1))
 
     def _named(self, values) -> dict:
         """All parameters by name, each [N, 1] or a number."""

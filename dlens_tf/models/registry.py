@@ -69,7 +69,6 @@ FRONT_ENDS = ("flux", "smooth_residual", "lens_fit")
 lens_fit: the residual against a fitted lens and source, with the evidence for a vortex in it."""
 
 
-
 def given_to(front_end: str, recipe: Recipe) -> str:
     """What a front end knows of a recipe beside the image, in words for readers of its results.
 

@@ -25,7 +25,7 @@ from dlens_tf.training.cost import training_cost
 from dlens_tf.training.run_folder import RunFolder, portable_flags, read_flags, write_flags
 
 MAX_BYTES = 8_000_000
-"""Largest size of a ready-to-use model, all files together."""
+"""Largest size of a bundle, and of the Keras weights beside it."""
 
 _PLOTS = ("scatter", "calibration", "pit", "densities")  # the card has tables of the others
 _TABLE = ("<!-- table of models -->", "<!-- end of the table -->")
@@ -52,7 +52,7 @@ def publish_run(
     run, folder = RunFolder.open(run_dir), Path(output) / name
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise UserError(
-            f"--name={name}: only lower-case letters, digits and underscores, a letter first, please"
+            f"--name={name}: only lower-case letters, digits and underscores, and a letter first"
         )
     if not folder.parent.is_dir():
         raise UserError(f"there is no folder {folder.parent}; make it, or choose another --output")
@@ -168,14 +168,17 @@ def _start_runs(runs: Sequence[RunFolder]) -> list[RunFolder]:
 
 
 def _check_size(folder: Path, name: str) -> None:
-    sizes = {p: p.stat().st_size for p in folder.rglob("*") if p.is_file()}
-    total = sum(sizes.values())
-    if total > MAX_BYTES:
-        largest = max(sizes, key=sizes.get).relative_to(folder)
-        raise UserError(
-            f"{name} would be {total / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB (largest: "
-            f"{largest}); publish a smaller network"
-        )
+    """Raises a `UserError` if the bundle or the Keras weights are too large."""
+    bundle = find_bundle(folder)
+    for what, files in (("bundle", bundle.rglob("*")), ("weights", [folder / hub.WEIGHTS])):
+        sizes = {p: p.stat().st_size for p in files if p.is_file()}
+        total = sum(sizes.values())
+        if total > MAX_BYTES:
+            largest = max(sizes, key=sizes.get).relative_to(folder)
+            raise UserError(
+                f"the {what} of {name} would be {total / 1e6:.1f} MB, more than "
+                f"{MAX_BYTES / 1e6:.0f} MB (largest: {largest}); publish a smaller network"
+            )
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
@@ -230,7 +233,7 @@ def models_table(folder: Path, new: Mapping[str, Path] | None = None) -> str:
 
 
 def _write_models_table(folder: Path, models: str) -> None:
-    """Puts a table of models into the README.md of a folder of models, if it has one with a place for it.
+    """Puts a table into the README.md of a folder of models, if it has one with a place for it.
 
     The place is between two comments, which stay.
     """

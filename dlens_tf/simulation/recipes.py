@@ -265,8 +265,10 @@ def _published(column: int) -> tuple[PublishedResult, ...]:
 _BIN_EDGES = tuple(-24.0 + 0.25 * i for i in range(9))
 
 
-def _limit(mae: float, mae_error: float, bin_mae: tuple[float, ...]) -> InformationLimit:
-    source = "posterior median under the true prior, brute force over 200 images"
+def _limit(
+    mae: float, mae_error: float, bin_mae: tuple[float, ...], images: int = 200
+) -> InformationLimit:
+    source = f"posterior median under the true prior, brute force over {images} images"
     return InformationLimit("log10_m_axion", mae, mae_error, source, _BIN_EDGES, bin_mae)
 
 
@@ -319,7 +321,12 @@ def _with_noise(legacy: Recipe, name: str, description: str, limit: InformationL
 
 
 def _physical(
-    name: str, description: str, num_pix: int, instrument: str, supersampling: int
+    name: str,
+    description: str,
+    num_pix: int,
+    instrument: str,
+    supersampling: int,
+    limit: InformationLimit | None = None,
 ) -> Recipe:
     """A recipe without the published defects, its macro-model and source free."""
     return Recipe(
@@ -333,6 +340,7 @@ def _physical(
         noise="instrument",
         supersampling=supersampling,
         symmetry="d4",
+        information_limit=limit,
     )
 
 
@@ -529,6 +537,9 @@ RECIPES: dict[str, Recipe] = {
             64,
             "euclid_vis",
             supersampling=4,
+            limit=_limit(
+                0.129, 0.011, (0.004, 0.003, 0.009, 0.112, 0.199, 0.242, 0.264, 0.195), 32
+            ),
         ),
         _MODEL_III_LEGACY,
         _with_noise(
@@ -543,6 +554,9 @@ RECIPES: dict[str, Recipe] = {
             64,
             "hst_wfc3_f160w_native_psf",
             supersampling=4,
+            limit=_limit(
+                0.104, 0.011, (0.001, 0.001, 0.008, 0.071, 0.107, 0.210, 0.209, 0.222), 32
+            ),
         ),
         *_POPULATIONS,
         _MASS_CUTOFF,

@@ -13,9 +13,11 @@ from dlens_tf.evaluation import recalibration as recalibrating
 from dlens_tf.evaluation.metrics import COVERAGE
 from dlens_tf.inference.posterior import Posterior
 from dlens_tf.io.files import file_checksum
+from dlens_tf.models.registry import given_to
 from dlens_tf.pipeline.build import build_dataset
 from dlens_tf.pipeline.reading import open_dataset, read_batches
 from dlens_tf.quantiles import MEDIAN, QUANTILE_LEVELS
+from dlens_tf.simulation.recipes import get_recipe
 
 
 def stored(data_dir, split="test"):
@@ -210,8 +212,22 @@ def test_front_end_is_said(make_run, front_end):
     assert result["run"]["description"].startswith(description)
     rows = result["parameters"]["log10_m_axion"]["rows"]
     assert rows[0]["source"] == description
-    given = [note for note in result["notes"] if "fixed macro-model" in note]
-    assert len(given) == (front_end == "smooth_residual")
+    assert given_to(front_end, get_recipe("model_ii_instrument")) in result["notes"]
+    assert (result["num_examples"], result["num_available"]) == (3, 8)
+
+
+def test_validation_is_said_to_have_chosen_the_weights(make_run, monkeypatch):
+    monkeypatch.setattr(recalibrating, "MIN_IMAGES", 8)
+    run = make_run()
+    evaluate.recalibrate_run(run.path, "temperature", "validation")
+    result = evaluate.evaluate_run(run.path)
+    [note] = [note for note in result["notes"] if "recalibrated" in note]
+    assert note.endswith(
+        "8 images of the validation split, which this evaluation has not, but by which the weights "
+        "were chosen."
+    )
+    recalibration = run.path / "recalibration.json"
+    assert result["recalibration"]["sha256"] == file_checksum(recalibration)
 
 
 def test_unknown_recipe_is_said(make_run):

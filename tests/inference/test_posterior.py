@@ -190,3 +190,20 @@ def test_needs_no_tensorflow():
         "assert not {'tensorflow', 'keras', 'lenstronomy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_columns_stay_inside_the_support_in_float32():
+    priors = {"gamma1": Uniform(-0.1, 0.1), "theta_E": Uniform(0.7, 1.7)}
+    parameters = ParameterSet.from_priors(priors)
+    low, high = parameters.supports.T
+    assert (np.float32(low) < low).any() and (np.float32(high) > high).any()
+    ends = np.array([low, high])
+    numbers = np.repeat([[-60.0], [60.0]], 2, axis=1)  # modes at the ends, narrow
+    outputs = {"mean": ends, "stddev": np.full((2, 2), 1e-4)}
+    outputs["density"] = np.concatenate([numbers, np.full((2, 2), -60.0)], axis=1)
+    posterior = Posterior.from_outputs(parameters, GAUSSIAN, outputs)
+    for column in posterior.columns():
+        if not column.name.endswith("stddev"):
+            p = 0 if column.name.startswith("gamma1") else 1
+            values = np.float64(column.values)
+            assert ((values >= low[p]) & (values <= high[p])).all(), column.name

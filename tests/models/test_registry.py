@@ -1,5 +1,7 @@
 """What every model must do, for each backbone, head and front end."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import tensorflow as tf
 
 from dlens_tf.errors import UserError
 from dlens_tf.models import ModelSpec, build_model
+from dlens_tf.models.registry import FRONT_ENDS, given_to
 from dlens_tf.simulation.recipes import get_recipe
 
 RECIPE = get_recipe("model_ii_instrument")
@@ -137,7 +140,12 @@ def test_parameter_counts(lenses):
         ({"head": "flow"}, "unknown head 'flow'; valid: point, gaussian"),
         ({"loss": "mae"}, "unknown loss of GaussianHead 'mae'; valid: nll, beta_nll"),
         ({"front_end": "fft"}, "unknown front end 'fft'; valid: flux, smooth_residual"),
-        ({"options": {"depths": 3}}, "depths"),
+        ({"options": {"depths": 3}}, "backbone 'resnet' can't be built: .*depths"),
+        (
+            {"front_end": "lens_fit", "front_end_options": {"ranks": 3}},
+            "front end 'lens_fit' can't be built: .*ranks",
+        ),
+        ({"polar": {"rings": 3}}, "the polar resampling can't be built: .*rings"),
         (
             {"backbone": "vit", "options": {"width": 10, "heads": 3}},
             "width 10 is not a multiple of heads 3",
@@ -157,3 +165,28 @@ def test_smooth_residual_needs_a_fixed_macro_model(lenses):
     targets = recipe.class_parameters("axion").select(["log10_m_axion"])
     with pytest.raises(UserError, match="'model_ii' is not; use --front_end=flux"):
         build_model(ModelSpec(front_end="smooth_residual"), recipe, targets, images)
+
+
+@pytest.mark.parametrize("recipe", ["model_ii_legacy", "model_ii_instrument", "model_ii"])
+def test_front_ends_say_what_they_are_given(recipe):
+    is_fixed = recipe != "model_ii"
+    for front_end in FRONT_ENDS:
+        said = given_to(front_end, get_recipe(recipe))
+        assert f"The {front_end} front end " in said
+        fits = front_end != "flux"
+        assert ("fixed macro-model and source shape" in said) == (fits and is_fixed)
+        assert ("with only their prior" in said) == (fits and not is_fixed)
+        assert ("PSF and noise law" in said) == fits
+        assert ("total mass" in said) == (front_end == "lens_fit")
+        assert ("baselines are not given these" in said) == fits
+
+
+def test_results_quote_what_front_ends_are_given():
+    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
+    words = " ".join(page.split())
+    for front_end, recipe in (
+        ("smooth_residual", "model_i_legacy"),
+        ("lens_fit", "model_i_legacy"),
+        ("lens_fit", "model_i"),
+    ):
+        assert given_to(front_end, get_recipe(recipe)) in words

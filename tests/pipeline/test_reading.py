@@ -68,6 +68,7 @@ def test_class_selection(folder):
 def test_class_selection_filters(classes_data_dir):
     folder = reading.open_dataset("deeplense", "model_ii_legacy_classes", classes_data_dir)
     assert folder.num_examples("train") == 9
+    assert folder.num_examples("train", ["axion", "cdm"]) == 6
     assert "log10_m_axion" not in folder.parameters
     for classes, labels in ((["cdm"], {2}), (["no_sub", "axion"], {0, 1})):
         batches = list(reading.read_batches(folder, "train", 2, classes=classes))

@@ -1,7 +1,45 @@
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
 from dlens_tf.models import HEADS
 from dlens_tf.models.ensemble import EnsembleHead
 from dlens_tf.serving import card
+from dlens_tf.training.cost import TrainingCost
 
 
 def test_every_head_has_words():
     assert set(card._HEADS) == {*HEADS, EnsembleHead.kind}
+
+
+@pytest.mark.parametrize(
+    ("data", "cache", "text"),
+    [
+        ("dataset", "memory", "5,000 lenses of stored, classes axion"),
+        (
+            "simulate:model_iii",
+            "memory",
+            "lenses of the recipe `model_iii`, classes axion, simulated meanwhile, each seen once",
+        ),
+        (
+            "simulate:model_iii",
+            "front_end",
+            "5,000 lenses of the recipe `model_iii`, classes axion, simulated before and seen in "
+            "every epoch",
+        ),
+    ],
+)
+def test_training_data(data, cache, text):
+    contents = SimpleNamespace(data=data, cache=cache, training_examples=5000)
+    assert card._training_data(contents, "stored", "axion") == text
+
+
+def test_cost_tells_distinct_images_from_those_seen():
+    cost = TrainingCost(48_000, 24_000, 750, 64, 90.0, 30.0, "2 CPU cores", (), None)
+    assert card._cost(cost) == (
+        "750 steps, 24,000 distinct images simulated, 48,000 images seen, 90 minutes on 2 CPU "
+        "cores, of which 30 minutes to fit the lenses"
+    )
+    older = dataclasses.replace(cost, distinct_images=None, front_end_minutes=None)
+    assert card._cost(older) == "750 steps, 48,000 images seen, 90 minutes on 2 CPU cores"

@@ -108,7 +108,7 @@ def test_what_is_too_large_changes_nothing(published, evaluated_run, tmp_path, m
     folder = shutil.copytree(published, tmp_path / "models")
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     monkeypatch.setattr(publish, "MAX_BYTES", 100_000)
-    message = r"tiny would be \d\.\d MB, more than 0 MB \(largest: "
+    message = r"the bundle of tiny would be \d\.\d MB, more than 0 MB \(largest: "
     with pytest.raises(UserError, match=message):
         publish_run(evaluated_run, "tiny", folder, replace=True)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
@@ -174,3 +174,24 @@ def test_ensemble_and_recalibration_are_in_the_commands(evaluated_run, tmp_path)
     ]
     flags = (tmp_path / "tiny" / "member1.cfg").read_text()
     assert "--run_dir=runs/tiny_member1\n" in flags
+
+
+def test_run_that_fits_start_from_comes_first(evaluated_run, tmp_path):
+    start = shutil.copytree(evaluated_run, tmp_path / "first")
+    run = RunFolder(shutil.copytree(evaluated_run, tmp_path / "run"))
+    with open(run.flags_path, "a") as stream:
+        stream.write(f"--start_run={start}\n--galaxies=/x/cat\n")
+    (tmp_path / "tiny").mkdir()
+    commands = publish._commands(run, {"recalibration": None}, "tiny", tmp_path / "tiny")
+    # Both are of one data set.
+    assert [command.split(" --dataset")[0] for command in commands[:3]] == [
+        "python tools/build_dataset.py",
+        "python tools/train.py --flagfile=saved_models/tiny/start.cfg",
+        "python tools/train.py --flagfile=saved_models/tiny/flags.cfg",
+    ]
+    assert "--run_dir=runs/first\n" in (tmp_path / "tiny" / "start.cfg").read_text()
+    flags = (tmp_path / "tiny" / "flags.cfg").read_text()
+    assert "--start_run=runs/first\n" in flags and "--galaxies=<catalogue cat>\n" in flags
+    shutil.rmtree(start)
+    with pytest.raises(UserError, match="first is not a run folder"):
+        publish._commands(run, {"recalibration": None}, "tiny", tmp_path / "tiny")

@@ -106,8 +106,8 @@ class FlowDensity(Density):
         """For each parameter, its splines and the points' own u: [N, …] for the first parameter,
         [S, N, …] for the others, after the u of the points.
         """
-        # The first 2^n of them are places of 2^n cells along each axis, and are moved from the cells'
-        # low ends to their middles.
+        # Along each axis the first 2^n are the low ends of as many cells, of which the middles are
+        # wanted.
         points = self._points[: 2**log2_points] + 0.5 / 2**log2_points
         points = ops.cast(ops.convert_to_tensor(points), numbers.dtype)
         one = ops.ones_like(numbers[:, 0])
