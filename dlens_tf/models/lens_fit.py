@@ -533,7 +533,8 @@ class LensFit(keras.layers.Layer):
         power = ops.sum(ops.matmul(self.mix, power) * self.mix, axis=-1)
         power = ops.maximum(power, 1e-6)
         ratio = score - 0.5 * power
-        ratio = ops.max(ratio, axis=-1, keepdims=True) - ratio
+        # Never below zero, whatever a compiler makes of the rounding of large numbers.
+        ratio = ops.maximum(ops.max(ratio, axis=-1, keepdims=True) - ratio, 0.0)
         channels = [ops.arcsinh(score * ops.rsqrt(power)), -ops.log(1.0 + ratio), ops.log(power)]
         shape = (-1, len(self.masses), self.num_angles, 3)
         return ops.reshape(ops.stack(channels, axis=-1), shape) * np.float32([0.5, 0.3, 0.2])
