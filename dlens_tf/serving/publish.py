@@ -24,7 +24,7 @@ from dlens_tf.simulation.recipes import get_recipe
 from dlens_tf.training.cost import training_cost
 from dlens_tf.training.run_folder import RunFolder, portable_flags, read_flags, write_flags
 
-MAX_BYTES = 8_000_000
+MAX_BYTES = 8 * 2**20
 """Largest size of a bundle, and of the Keras weights beside it."""
 
 _PLOTS = ("scatter", "calibration", "pit", "densities")  # the card has tables of the others
@@ -176,8 +176,8 @@ def _check_size(folder: Path, name: str) -> None:
         if total > MAX_BYTES:
             largest = max(sizes, key=sizes.get).relative_to(folder)
             raise UserError(
-                f"the {what} of {name} would be {total / 1e6:.1f} MB, more than "
-                f"{MAX_BYTES / 1e6:.0f} MB (largest: {largest}); publish a smaller network"
+                f"the {what} of {name} would be {total / 2**20:.1f} MiB, more than "
+                f"{MAX_BYTES / 2**20:.0f} MiB (largest: {largest}); publish a smaller network"
             )
 
 

@@ -108,7 +108,7 @@ def test_what_is_too_large_changes_nothing(published, evaluated_run, tmp_path, m
     folder = shutil.copytree(published, tmp_path / "models")
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     monkeypatch.setattr(publish, "MAX_BYTES", 100_000)
-    message = r"the bundle of tiny would be \d\.\d MB, more than 0 MB \(largest: "
+    message = r"the bundle of tiny would be \d\.\d MiB, more than 0 MiB \(largest: "
     with pytest.raises(UserError, match=message):
         publish_run(evaluated_run, "tiny", folder, replace=True)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before

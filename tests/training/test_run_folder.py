@@ -120,14 +120,14 @@ def test_portable_flags():
         "data_dir": ["/scratch/data"],
         "warm_start": ["/home/someone/runs/before"],
         "targets": ["a", "b"],
-        "galaxies": ["galaxies/mine"],
+        "galaxies": ["<catalogue mine>"],
     }
     assert portable_flags(flags, "runs/b") == {
         "run_dir": ["runs/b"],
         "data_dir": ["data"],
         "warm_start": ["runs/before"],
         "targets": ["a", "b"],
-        "galaxies": ["galaxies/mine"],
+        "galaxies": ["<catalogue mine>"],
     }
 
 
