@@ -120,7 +120,7 @@ def test_portable_flags():
         "data_dir": ["/scratch/data"],
         "warm_start": ["/home/someone/runs/before"],
         "targets": ["a", "b"],
-        "galaxies": ["<catalogue mine>"],
+        "galaxies": ["galaxies/mine"],
     }
     assert portable_flags(flags, "runs/b") == {
         "run_dir": ["runs/b"],
