@@ -9,7 +9,9 @@ import pytest
 import dlens_tf
 from dlens_tf import hub
 from dlens_tf.evaluation.recalibration import Recalibration
+from dlens_tf.evaluation.report import format_estimate
 from dlens_tf.serving.answers import answers
+from dlens_tf.serving.publish import MAX_BYTES
 from dlens_tf.simulation.recipes import get_recipe
 from dlens_tf.simulation.simulator import Simulator
 
@@ -39,8 +41,9 @@ def test_model_answers_fresh_images(name):
 @each
 def test_folder_is_whole_and_small(name):
     hub.verify_checksums(FOLDER / name)
-    files = [path for path in (FOLDER / name).rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 8_000_000
+    bundle = [path for path in (FOLDER / name / "1").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in bundle) <= MAX_BYTES
+    assert (FOLDER / name / hub.WEIGHTS).stat().st_size <= MAX_BYTES
 
 
 @each
@@ -75,7 +78,7 @@ def test_card_agrees_with_the_evaluation(name):
         assert f"\n{section}\n" in card
     for entry in evaluation["parameters"].values():
         mae = entry["metrics"]["mae"]
-        assert f"**{mae['value']:.3f} ± {mae['standard_error']:.3f}**" in card
+        assert f"**{format_estimate(mae)}**" in card
     metrics = hub.available_models(FOLDER)[name].test_mae
     assert metrics == {k: v["metrics"]["mae"] for k, v in evaluation["parameters"].items()}
 
