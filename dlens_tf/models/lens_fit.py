@@ -19,6 +19,7 @@ prior as a ridge) out of T_a. The differences are compressed to their leading si
 Reference: Vegetti & Koopmans 2009, arXiv:0805.0201 (linear corrections to a smooth lens).
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -28,13 +29,12 @@ import numpy as np
 from keras import ops
 
 from dlens_tf.errors import UserError
-from dlens_tf.models import lensing
+from dlens_tf.models import fitting, lensing
 from dlens_tf.simulation.noise import DEEPLENSE_BACKGROUND_RMS
 from dlens_tf.simulation.psf import gaussian_matrix
 from dlens_tf.simulation.recipes import Recipe
 from dlens_tf.simulation.substructure import Vortex
 
-_SQRT_2PI = math.sqrt(2.0 * math.pi)
 _LENS = ("theta_E", "e1", "e2", "gamma1", "gamma2", "center_x", "center_y")
 _SHAPE = ("source_R_sersic", "source_n_sersic", "source_e1", "source_e2")
 _POSITION = ("source_x", "source_y")
@@ -50,29 +50,24 @@ NOISE_FREE_PRECISION = 100.0
 """How much smaller than the instrument's is the noise that noise-free images are weighted with."""
 
 
-class _State(NamedTuple):
-    """Of the fit of a batch."""
+class _Fit(NamedTuple):
+    """Parameters of a batch, and what they make of its images."""
 
     values: keras.KerasTensor  # [N, K]
-    cost: keras.KerasTensor  # [N]
-    damping: keras.KerasTensor  # [N]
+    signal: keras.KerasTensor  # smooth image [N, crop, crop]
+    residual: keras.KerasTensor  # whitened, [N, crop, crop]
+    weight: keras.KerasTensor  # of the signal in the whitened image, [N, crop, crop]
+    cost: keras.KerasTensor  # that the fit lowers, [N]
 
 
-def solve_positive(matrix, right):
-    """Solves [N, K, K] · x = [N, K, R] for positive definite matrices, by elimination.
-
-    A library's solver refuses the whole batch where one row is not finite; here that row alone
-    becomes NaN.
-    """
-    size = matrix.shape[-1]
-    table = ops.concatenate([matrix, right], axis=-1)
-    for i in range(size):
-        row = table[:, i : i + 1] / table[:, i : i + 1, i : i + 1]
-        others = np.ones((1, size, 1), np.float32)
-        others[0, i] = 0.0
-        table = table - others * table[:, :, i : i + 1] * row
-        table = ops.where(others > 0.0, table, row)
-    return table[..., size:]
+def _pick(condition, changed: _Fit, unchanged: _Fit) -> _Fit:
+    """One fit or the other, by image."""
+    return _Fit(
+        *(
+            ops.where(ops.reshape(condition, (-1, *(1,) * (len(a.shape) - 1))), a, b)
+            for a, b in zip(changed, unchanged, strict=True)
+        )
+    )
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -89,15 +84,6 @@ def check_recipe(recipe: Recipe) -> None:
         raise UserError(
             f"front end 'lens_fit' needs a recipe with vortices, one band, an isothermal lens, a "
             f"Sersic source and a Gaussian PSF, which '{recipe.name}' is not; use --front_end=flux"
-        )
-
-
-def check_augmentation(recipe: Recipe, augmentation: str) -> None:
-    """Raises a `UserError` if images turned so no longer fit a lens that the recipe fixes."""
-    if recipe.symmetry == "rot180" and augmentation not in ("none", "rot180"):
-        raise UserError(
-            f"front end 'lens_fit' can't fit lenses of '{recipe.name}' turned by --augmentation="
-            f"{augmentation}: its macro-model does not turn; use auto, none or rot180"
         )
 
 
@@ -153,6 +139,28 @@ def vortex_deflections(
 def _pull(distance: np.ndarray, step: float) -> np.ndarray:
     """Deflection by a mass of Einstein radius 1, softened by half a step; complex arcsec."""
     return distance / (distance.real**2 + distance.imag**2 + (0.5 * step) ** 2)
+
+
+@functools.lru_cache(maxsize=2)  # a model is built more than once where its fit is kept
+def _compressed(
+    recipe: Recipe, masses: tuple[float, ...], num_angles: int, crop: int, binning: int, rank: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Differences of deflection [rank, 2 S²], and each vortex's share of them [grid, rank].
+
+    Their errors weigh alike for all lengths.
+    """
+
+    def fields(masses: Sequence[float], angles: Sequence[float]) -> np.ndarray:
+        values = vortex_deflections(recipe, masses, angles, crop, binning)
+        values = values.reshape(len(values), -1)
+        return np.concatenate([values.real, values.imag], axis=1)
+
+    point = fields([masses[-1] + 1.0], [0.0])
+    difference = fields(masses, np.arange(num_angles) * (np.pi / num_angles)) - point
+    size = np.linalg.norm(difference, axis=1, keepdims=True)
+    left, singular, right = np.linalg.svd(difference / size, full_matrices=False)
+    share = left[:, :rank] * singular[:rank] * size
+    return right[:rank].astype(np.float32), share.astype(np.float32)
 
 
 @keras.saving.register_keras_serializable(package="dlens_tf")
@@ -290,39 +298,21 @@ class LensFit(keras.layers.Layer):
         )
         layer.build((None, *recipe.image_shape), (None, len(fitted)))
         for factor, matrix in layer.optics.items():
-            matrix.assign(gaussian_matrix(instrument, crop, factor).astype(np.float32))
-        basis, mix = layer._compressed(recipe)
+            matrix.assign(gaussian_matrix(instrument, crop, int(factor)).astype(np.float32))
+        grid = tuple(layer.masses), num_angles
+        basis, mix = _compressed(recipe, *grid, crop, binning, rank)
         layer.basis.assign(basis)
         layer.mix.assign(mix)
         return layer
-
-    def _compressed(self, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-        """Differences of deflection [rank, 2 S²], and each vortex's share of them [grid, rank].
-
-        Their errors weigh alike for all lengths.
-        """
-        angles = np.arange(self.num_angles) * (np.pi / self.num_angles)
-        shape = recipe, self.crop, self.binning
-
-        def fields(masses, angles):
-            values = vortex_deflections(shape[0], masses, angles, *shape[1:])
-            values = values.reshape(len(values), -1)
-            return np.concatenate([values.real, values.imag], axis=1)
-
-        point = fields([self.masses[-1] + 1.0], [0.0])
-        difference = fields(self.masses, angles) - point
-        size = np.linalg.norm(difference, axis=1, keepdims=True)
-        left, singular, right = np.linalg.svd(difference / size, full_matrices=False)
-        share = left[:, : self.rank] * singular[: self.rank] * size
-        return right[: self.rank].astype(np.float32), share.astype(np.float32)
 
     def build(self, images_shape, start_shape):
         del start_shape
         height, width = images_shape[1:3]
         if min(height, width) < self.crop:
             raise ValueError(f"images {(height, width)} are smaller than the crop {self.crop}")
+        # By name: TensorFlow saves no dictionaries with other keys.
         self.optics = {
-            factor: self.add_weight(
+            str(factor): self.add_weight(
                 name=f"optics_{factor}",
                 shape=(self.crop, self.crop * factor),
                 initializer="zeros",
@@ -393,7 +383,7 @@ class LensFit(keras.layers.Layer):
     def _through(self, light, factor: int):
         """PSF and average to pixels of [..., P], giving [..., crop, crop]."""
         side = self.crop * factor
-        matrix = self.optics[factor]
+        matrix = self.optics[str(factor)]
         light = ops.reshape(light, (-1, side, side))
         return ops.matmul(ops.matmul(matrix, light), ops.transpose(matrix))
 
@@ -411,8 +401,6 @@ class LensFit(keras.layers.Layer):
         light, by_x, by_y = self._light(named, beta)
         columns = []
         for name in self.fitted:
-            step = _DIFFERENCE.get(name, _DEFAULT_DIFFERENCE)
-            moved = {**named, name: named[name] + step}
             if name == "source_x":
                 columns.append(-by_x)
             elif name == "source_y":
@@ -425,11 +413,14 @@ class LensFit(keras.layers.Layer):
                 columns.append(lensing.LOG_FLUX_PER_MAGNITUDE * light)
             elif name == _EXPOSURE:
                 columns.append(math.log(10.0) * light)
-            elif name in _SHAPE:
-                columns.append((self._light(moved, beta)[0] - light) / step)
             else:
-                there = self._source_plane(moved, 1)
-                change = by_x * (there[0] - beta[0]) + by_y * (there[1] - beta[1])
+                step = _DIFFERENCE.get(name, _DEFAULT_DIFFERENCE)
+                moved = {**named, name: named[name] + step}
+                if name in _SHAPE:
+                    change = self._light(moved, beta)[0] - light
+                else:
+                    there = self._source_plane(moved, 1)
+                    change = by_x * (there[0] - beta[0]) + by_y * (there[1] - beta[1])
                 columns.append(change / step)
         number = len(columns)
         images = self._through(ops.stack([*columns, by_x, by_y], axis=1), 1)
@@ -439,65 +430,61 @@ class LensFit(keras.layers.Layer):
     def _expectation(self, values, signal):
         """Mean and variance of pixels [N, crop, crop], and the mean's derivative by the signal."""
         if self.noise == "instrument":
-            variance = self.background_rms**2 + ops.maximum(signal, 0.0) / self.exposure_time
-            return signal, variance, ops.ones_like(signal)
+            return fitting.gaussian_moments(signal, self.background_rms, self.exposure_time)
         if self.noise == "none_doubled":
-            rms = self.background_rms / NOISE_FREE_PRECISION
-            return signal, rms**2 * ops.ones_like(signal), ops.ones_like(signal)
-        # Counts: Poisson of a Gaussian cut at zero.
+            background = self.background_rms / NOISE_FREE_PRECISION
+            return fitting.gaussian_moments(signal, background, None)
         time = ops.exp(math.log(10.0) * self._named(values)[_EXPOSURE])[:, :, None]
-        sigma = ops.sqrt(signal + (self.background_rms * time) ** 2)
-        z = signal / sigma
-        density = ops.exp(-0.5 * z**2) / _SQRT_2PI
-        cumulative = 0.5 * (1.0 + ops.erf(z / math.sqrt(2.0)))
-        mean = signal * cumulative + sigma * density
-        square = (signal**2 + sigma**2) * cumulative + signal * sigma * density
-        return mean, square - mean**2 + mean, cumulative
+        return fitting.count_moments(signal, self.background_rms * time)
 
     # The fit.
 
-    def _whitened(self, images, values):
-        """Residual [N, c, c], its weight, and the cost [N] that the fit lowers."""
-        mean, variance, slope = self._expectation(values, self.smooth(values))
+    def _compare(self, images, values) -> _Fit:
+        """What parameters [N, K] make of cropped images [N, crop, crop]."""
+        signal = self.smooth(values)
+        mean, variance, slope = self._expectation(values, signal)
         weight = ops.rsqrt(variance)
         residual = (images - mean) * weight
-        pull = (values - self._mean) / self._std
-        cost = ops.sum(residual**2 + ops.log(variance), axis=(1, 2)) + ops.sum(pull**2, axis=1)
-        return residual, weight * slope, cost
+        cost = ops.sum(residual**2 + ops.log(variance), axis=(1, 2))
+        cost = cost + ops.sum(self._pull(values) ** 2, axis=1)
+        return _Fit(values, signal, residual, weight * slope, cost)
 
-    def _flat(self, pictures):
-        return ops.reshape(pictures, (-1, pictures.shape[1], self.crop**2))
+    def _pull(self, values):
+        """How far parameters [N, K] are from the prior's mean, in its deviations."""
+        return (values - self._mean) / self._std
 
-    def _step(self, images, state: _State) -> _State:
+    def _step(self, images, fit: _Fit, damping) -> tuple[_Fit, keras.KerasTensor]:
         """One damped Gauss–Newton step, kept in the images where it lowers the cost."""
-        values, cost, damping = state
-        residual, weight, _ = self._whitened(images, values)
-        columns = self._derivatives(values)[0] * weight[:, None]
-        columns = self._flat(columns * self._std[:, None, None])
+        columns = self._derivatives(fit.values)[0] * fit.weight[:, None]
+        columns = ops.reshape(
+            columns * self._std[:, None, None], (-1, len(self.fitted), self.crop**2)
+        )
         normal = ops.matmul(columns, ops.transpose(columns, (0, 2, 1)))
         normal = normal + np.eye(len(self.fitted), dtype=np.float32)
-        pull = (values - self._mean) / self._std
-        flat = ops.reshape(residual, (-1, self.crop**2, 1))
-        gradient = ops.matmul(columns, flat) - pull[:, :, None]
+        flat = ops.reshape(fit.residual, (-1, self.crop**2, 1))
+        gradient = ops.matmul(columns, flat) - self._pull(fit.values)[:, :, None]
         ridge = damping[:, None, None] * normal * np.eye(len(self.fitted), dtype=np.float32)
-        change = solve_positive(normal + ridge, gradient)[..., 0]
-        moved = values + ops.clip(change, -1.0, 1.0) * self._std
-        moved = ops.clip(moved, self._low, self._high)
-        new_cost = self._whitened(images, moved)[2]
-        better = new_cost < cost
-        return _State(
-            ops.where(better[:, None], moved, values),
-            ops.where(better, new_cost, cost),
-            ops.where(better, 0.2 * damping, 8.0 * damping),
-        )
+        change = fitting.solve_positive(normal + ridge, gradient)[..., 0]
+        moved = fit.values + ops.clip(change, -1.0, 1.0) * self._std
+        new = self._compare(images, ops.clip(moved, self._low, self._high))
+        better = new.cost < fit.cost
+        return _pick(better, new, fit), ops.where(better, 0.2 * damping, 8.0 * damping)
+
+    def _fit(self, images, start) -> _Fit:
+        """The fit of cropped images [N, crop, crop] from start values [N, K]."""
+        first = self._compare(images, ops.clip(start, self._low, self._high))
+
+        def step(_, state):
+            *fit, damping = state
+            fit, damping = self._step(images, _Fit(*fit), damping)
+            return (*fit, damping)
+
+        state = (*first, 1e-2 * ops.ones_like(first.cost))
+        return _Fit(*ops.fori_loop(0, self.steps, step, state)[:-1])
 
     def fit(self, images, start):
         """Fitted parameters [N, K] of cropped images [N, crop, crop] from start values [N, K]."""
-        start = ops.clip(start, self._low, self._high)
-        cost = self._whitened(images, start)[2]
-        state = _State(start, cost, 1e-2 * ops.ones_like(cost))
-        state = ops.fori_loop(0, self.steps, lambda _, s: self._step(images, _State(*s)), state)
-        return state[0]
+        return self._fit(images, start).values
 
     def _bin(self, images):
         """Means over binning × binning pixels of [..., c, c], times binning."""
@@ -522,9 +509,8 @@ class LensFit(keras.layers.Layer):
         normal = ops.matmul(columns, ops.transpose(columns, (0, 2, 1)))
         normal = normal + np.eye(len(self.fitted), dtype=np.float32)
         overlap = ops.matmul(columns, ops.transpose(changes, (0, 2, 1)))
-        solved = solve_positive(normal, overlap)
-        pull = ((values - self._mean) / self._std)[:, :, None]
-        gradient = ops.matmul(columns, flat) - pull
+        solved = fitting.solve_positive(normal, overlap)
+        gradient = ops.matmul(columns, flat) - self._pull(values)[:, :, None]
         score = ops.matmul(changes, flat)
         score = score - ops.matmul(ops.transpose(solved, (0, 2, 1)), gradient)
         power = ops.matmul(changes, ops.transpose(changes, (0, 2, 1)))
@@ -543,21 +529,19 @@ class LensFit(keras.layers.Layer):
         height, width = images.shape[1:3]
         top, left = (height - self.crop) // 2, (width - self.crop) // 2
         images = images[:, top : top + self.crop, left : left + self.crop, 0]
-        values = self.fit(images, start)
-        residual, weight, _ = self._whitened(images, values)
-        residual = self._bin(residual)
-        signal = self.smooth(values)
-        unit = ops.max(signal, axis=(1, 2), keepdims=True) / 20.0
+        fit = self._fit(images, start)
+        residual = self._bin(fit.residual)
+        unit = ops.max(fit.signal, axis=(1, 2), keepdims=True) / 20.0
         pictures = [
             ops.arcsinh(self._bin(images) / (unit * self.binning)) / 2.0,
-            ops.arcsinh(self._bin(signal) / (unit * self.binning)) / 2.0,
+            ops.arcsinh(self._bin(fit.signal) / (unit * self.binning)) / 2.0,
             ops.arcsinh(residual),
         ]
         quality = ops.log(ops.mean(residual**2, axis=(1, 2)) + 1e-3)
-        facts = [(values - self._mean) / self._std, quality[:, None], ops.log(unit[:, :, 0])]
+        facts = [self._pull(fit.values), quality[:, None], ops.log(unit[:, :, 0])]
         outputs = {
             "pictures": ops.stack(pictures, axis=-1),
-            "evidence": self._evidence(values, residual, weight),
+            "evidence": self._evidence(fit.values, residual, fit.weight),
             "facts": ops.concatenate(facts, axis=-1),
         }
         return {name: ops.stop_gradient(value) for name, value in outputs.items()}

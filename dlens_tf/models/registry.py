@@ -95,6 +95,10 @@ def given_to(front_end: str, recipe: Recipe) -> str:
     )
 
 
+_JOINED_UNITS = 192
+FITTED = "lens_fit"
+"""Name of the `LensFit` layer."""
+
 NO_BACKBONE = "none"
 """Backbone that looks at no picture, only at the evidence and facts of lens_fit."""
 
@@ -125,8 +129,18 @@ def _front_end(
             return parts["pictures"], [evidence_features(parts["evidence"]), parts["facts"]]
 
 
-FITTED = "lens_fit"
-"""Name of the `LensFit` layer."""
+def all_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """The layers of a model and of the models inside it, but not these themselves."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from all_layers(layer)
+        else:
+            yield layer
+
+
+def fits_lenses(model: keras.Model) -> bool:
+    """Whether there is a `LensFit` in a model, or in one inside it."""
+    return any(isinstance(layer, LensFit) for layer in all_layers(model))
 
 
 def split_at_fit(model: keras.Model) -> tuple[keras.Model, Callable[..., dict]]:
@@ -237,6 +251,3 @@ def _joined(features: list[keras.KerasTensor]) -> keras.KerasTensor:
     for i in range(2):
         x = layers.Dense(_JOINED_UNITS, activation="relu", name=f"joined{i}")(x)
     return x
-
-
-_JOINED_UNITS = 192

@@ -14,10 +14,10 @@ import numpy as np
 from keras import ops
 
 from dlens_tf.errors import UserError
+from dlens_tf.models import fitting
 from dlens_tf.simulation.noise import DEEPLENSE_BACKGROUND_RMS
 from dlens_tf.simulation.recipes import Recipe
 
-_SQRT_2PI = math.sqrt(2.0 * math.pi)
 _FREE = {"source_x", "source_y"}
 NOISE_LAWS = ("deeplense_counts", "instrument")
 
@@ -44,36 +44,6 @@ def check_recipe(recipe: Recipe) -> None:
             f"front end 'smooth_residual' needs a source of Sersic index 1, that of "
             f"'{recipe.name}' is {index:g}; use --front_end=flux"
         )
-
-
-def check_augmentation(augmentation: str) -> None:
-    """Raises a `UserError` if images turned so no longer fit the fixed macro-model."""
-    if augmentation not in ("none", "rot180"):
-        raise UserError(
-            f"front end 'smooth_residual' can't fit lenses turned by --augmentation={augmentation}:"
-            " its macro-model does not turn; use auto, none or rot180"
-        )
-
-
-def _solve(matrix, vector):
-    """Solves [N, 3, 3] · x = [N, 3] for positive definite matrices, by Cramer's rule.
-
-    A library's solver refuses the whole batch where one row is not finite; here that row alone
-    becomes NaN.
-    """
-    # To unit diagonal, so that the determinant neither over- nor underflows.
-    scale = ops.rsqrt(ops.diagonal(matrix, axis1=1, axis2=2))
-    matrix = matrix * scale[:, :, None] * scale[:, None, :]
-    x, y, z = (vector[:, i] * scale[:, i] for i in range(3))
-    xy, xz, yz = matrix[:, 0, 1], matrix[:, 0, 2], matrix[:, 1, 2]
-    by_xy, by_xz, by_yz = xz * yz - xy, xy * yz - xz, xy * xz - yz
-    determinant = 1.0 - yz**2 + xy * by_xy + xz * by_xz
-    solution = [
-        (1.0 - yz**2) * x + by_xy * y + by_xz * z,
-        by_xy * x + (1.0 - xz**2) * y + by_yz * z,
-        by_xz * x + by_yz * y + (1.0 - xy**2) * z,
-    ]
-    return ops.stack(solution, axis=-1) * scale / determinant[:, None]
 
 
 @keras.saving.register_keras_serializable(package="dlens_tf")
@@ -247,18 +217,9 @@ class SmoothLensResidual(keras.layers.Layer):
 
     def _expectation(self, model, scale):
         """Mean and variance of each pixel, and the mean's derivative by scale × model."""
-        signal = scale * model
         if self.noise == "instrument":
-            variance = self.background_rms**2 + signal / self.exposure_time
-            return signal, variance, ops.ones_like(signal)
-        # Counts: Poisson of a Gaussian cut at zero.
-        sigma = ops.sqrt(signal + (self.background_rms * scale) ** 2)
-        z = signal / sigma
-        density = ops.exp(-0.5 * z**2) / _SQRT_2PI
-        cumulative = 0.5 * (1.0 + ops.erf(z / math.sqrt(2.0)))
-        mean = signal * cumulative + sigma * density
-        square = (signal**2 + sigma**2) * cumulative + signal * sigma * density
-        return mean, square - mean**2 + mean, cumulative
+            return fitting.gaussian_moments(scale * model, self.background_rms, self.exposure_time)
+        return fitting.count_moments(scale * model, self.background_rms * scale)
 
     def _start(self, images):
         """Position [N, 2] and scale [N] of the best template."""
@@ -283,7 +244,7 @@ class SmoothLensResidual(keras.layers.Layer):
         gradient = ops.einsum("nkp,np->nk", jacobian, ops.reshape(residual, (-1, self.crop**2)))
         diagonal = ops.diagonal(normal, axis1=1, axis2=2)
         damped = normal + (1e-3 * diagonal + 1e-6)[:, :, None] * ops.eye(3)
-        change = _solve(damped, gradient)
+        change = fitting.solve_positive(damped, gradient[:, :, None])[..., 0]
         limit = np.float32([0.1, 0.1, 0.5])
         change = ops.clip(change, -limit, limit)
         position = ops.clip(position + change[:, :2], -self.position_range, self.position_range)

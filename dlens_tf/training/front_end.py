@@ -7,9 +7,10 @@ folder that several runs with the same data and front end can share.
 
 import hashlib
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,6 +25,7 @@ from dlens_tf.errors import UserError
 from dlens_tf.io.files import atomic_write
 from dlens_tf.io.locks import exclusive
 from dlens_tf.models.lens_fit import FIT_VERSION, LensFit, TemplateStart
+from dlens_tf.models.registry import all_layers, fits_lenses
 from dlens_tf.pipeline.batches import Batches
 
 _TARGETS = "targets"
@@ -56,7 +58,7 @@ def make_predictor(model: keras.Model) -> Callable[[np.ndarray], dict[str, np.nd
 
     Models that fit lenses are compiled and run on all cores, each some of the images.
     """
-    if not any(isinstance(layer, LensFit) for layer in _all_layers(model)):
+    if not fits_lenses(model):
         spec = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
         eager = tf.function(lambda images: model(images, training=False), input_signature=[spec])
         return lambda images: {n: v.numpy() for n, v in eager(tf.constant(images)).items()}
@@ -76,15 +78,6 @@ def make_predictor(model: keras.Model) -> Callable[[np.ndarray], dict[str, np.nd
     return predict
 
 
-def _all_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """The layers of a model and of the models inside it, but not these themselves."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _all_layers(layer)
-        else:
-            yield layer
-
-
 def weights_digest(front: keras.Model) -> str:
     """A checksum of what a front end computes.
 
@@ -92,7 +85,7 @@ def weights_digest(front: keras.Model) -> str:
     linear algebra library's own: in their place stand the options and `FIT_VERSION`.
     """
     digest = hashlib.sha256(f"fit {FIT_VERSION}".encode())
-    for layer in _all_layers(front):
+    for layer in all_layers(front):
         if isinstance(layer, LensFit | TemplateStart):
             digest.update(json.dumps(layer.get_config(), sort_keys=True).encode())
             continue
@@ -181,7 +174,7 @@ class FrontEndBatches(Batches):
                     arrays[name][done : done + size] = values.numpy()
                 done += size
                 bar.update(size)
-                if done % (_BLOCK * size // np.gcd(_BLOCK, size)) == 0 or done == self.num_examples:
+                if done % math.lcm(_BLOCK, size) == 0 or done == self.num_examples:
                     for array in arrays.values():
                         array.flush()
                     seconds = before + time.monotonic() - begin

@@ -238,7 +238,7 @@ def train_run(options: RunOptions) -> Path:
     import keras
     import tensorflow as tf
 
-    from dlens_tf.models import ModelSpec, build_model, lens_fit, smooth_lens
+    from dlens_tf.models import ModelSpec, build_model, fitting, lens_fit, smooth_lens
     from dlens_tf.models.registry import split_at_fit
     from dlens_tf.pipeline import augment
     from dlens_tf.pipeline.batches import BatchSpec, TrainingBatches, load_arrays
@@ -263,13 +263,11 @@ def train_run(options: RunOptions) -> Path:
         augmentation = "none" if simulated is not None else recipe.symmetry
     classes = list(options.classes) or list(folder.metadata["classes"])
     spec = ModelSpec(**options.model)
-    if spec.front_end == "smooth_residual":
-        smooth_lens.check_recipe(recipe)
-        smooth_lens.check_augmentation(augmentation)
-    start = None
+    fits, start = {"smooth_residual": smooth_lens, "lens_fit": lens_fit}, None
+    if spec.front_end in fits:
+        fits[spec.front_end].check_recipe(recipe)
+        fitting.check_augmentation(spec.front_end, recipe, augmentation)
     if spec.front_end == "lens_fit":
-        lens_fit.check_recipe(recipe)
-        lens_fit.check_augmentation(recipe, augmentation)
         start = _start_network(options.start_run, recipe)
     kept = options.cache == "front_end"
     batch_spec = BatchSpec(

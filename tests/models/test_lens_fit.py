@@ -7,12 +7,12 @@ from keras import ops
 from lenstronomy.LensModel.lens_model import LensModel
 
 from dlens_tf.errors import UserError
+from dlens_tf.models import fitting
 from dlens_tf.models.lens_fit import (
     LensFit,
     TemplateStart,
     check_recipe,
     fitted_parameters,
-    solve_positive,
     vortex_deflections,
 )
 from dlens_tf.simulation.lenstronomy_engine import LenstronomyEngine
@@ -84,7 +84,7 @@ def test_derivatives_are_those_of_the_smooth_model(free):
     values = truth(fit, lenses)
     plain = LensFit.from_config({**fit.get_config(), "supersampling": 1})
     plain.build((None, 64, 64, 1), (None, values.shape[1]))
-    plain.optics[1].assign(fit.optics[1])
+    plain.optics["1"].assign(fit.optics["1"])
     columns, _ = plain._derivatives(values)
     for i, (name, (_, std, _, _)) in enumerate(fit.fitted.items()):
         step = np.zeros(values.shape[1], np.float32)
@@ -178,7 +178,7 @@ def test_evidence_is_a_projection(legacy):
     # All singular vectors, so that nothing is compressed away.
     fit = LensFit.for_recipe(recipe, num_masses=4, num_angles=4, rank=16)
     values = ops.convert_to_tensor(truth(fit, lenses)[:1])
-    residual, weight, _ = fit._whitened(images(lenses)[:1, ..., 0], values)
+    _, _, residual, weight, _ = fit._compare(images(lenses)[:1, ..., 0], values)
     outputs = np.array(fit._evidence(values, residual, weight))[0]
     columns, gradient = (np.array(a, np.float64)[0] for a in fit._derivatives(values))
     std = fit._std[:, None, None]
@@ -235,7 +235,7 @@ def test_solver_is_numpys():
     matrix = (half @ half.transpose(0, 2, 1) + np.eye(6)).astype(np.float32)
     right = rng.normal(size=(5, 6, 2)).astype(np.float32)
     np.testing.assert_allclose(
-        np.array(solve_positive(matrix, right)), np.linalg.solve(matrix, right), atol=1e-4
+        np.array(fitting.solve_positive(matrix, right)), np.linalg.solve(matrix, right), atol=1e-4
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from dlens_tf.errors import UserError
-from dlens_tf.models import SmoothLensResidual, smooth_lens
+from dlens_tf.models import SmoothLensResidual, fitting, smooth_lens
 from dlens_tf.parameters import Constant, Uniform
 from dlens_tf.simulation.recipes import get_recipe
 from dlens_tf.simulation.simulator import Simulator
@@ -132,7 +132,7 @@ def test_solver_equals_numpy():
     columns = rng.normal(size=(50, 3, 40)) * np.array([1e4, 1e-3, 1.0])[:, None]
     matrix = columns @ columns.transpose(0, 2, 1)
     vector = rng.normal(size=(50, 3)) * np.array([1e4, 1e-3, 1.0])
-    solution = smooth_lens._solve(np.float32(matrix), np.float32(vector))
+    solution = fitting.solve_positive(np.float32(matrix), np.float32(vector[..., None]))[..., 0]
     expected = np.linalg.solve(matrix, vector[..., None])[..., 0]
     scale = np.array([1e4, 1e-3, 1.0])
     np.testing.assert_allclose(solution * scale, expected * scale, atol=1e-5)
@@ -187,4 +187,6 @@ def test_recipes_that_it_does_not_model_are_refused(changes):
 @pytest.mark.parametrize("augmentation", ["d4", "rotate"])
 def test_augmentation_that_turns_the_lens_is_refused(augmentation):
     with pytest.raises(UserError, match=f"--augmentation={augmentation}"):
-        smooth_lens.check_augmentation(augmentation)
+        fitting.check_augmentation(
+            "smooth_residual", get_recipe("model_ii_instrument"), augmentation
+        )
