@@ -22,9 +22,10 @@ from dlens_tf.evaluation.recalibration import Recalibration, read_recalibration
 from dlens_tf.inference.bundle import Manifest, versions
 from dlens_tf.io.contract import ImageContract
 from dlens_tf.io.files import file_checksum, one_line
+from dlens_tf.models.registry import fits_lenses
 from dlens_tf.quantiles import QUANTILE_LEVELS
 from dlens_tf.serving.answers import answers
-from dlens_tf.serving.check import check_bundle
+from dlens_tf.serving.check import FIT_ROUNDING, check_bundle
 from dlens_tf.serving.signatures import describe_signatures, write_saved_model
 from dlens_tf.serving.warmup import example_images, write_warmup_requests
 from dlens_tf.training.run_folder import RunFolder
@@ -95,7 +96,8 @@ def _write_bundle(run: RunFolder, model, bundle: Path) -> None:
     def reference(batch: np.ndarray) -> dict[str, np.ndarray]:
         return {name: np.asarray(value) for name, value in answer(batch).items()}
 
-    check_bundle(bundle, reference, manifest.parameters, images, _foreign_paths(run))
+    rounding = FIT_ROUNDING if fits_lenses(model) else 1.0
+    check_bundle(bundle, reference, manifest.parameters, images, _foreign_paths(run), rounding)
 
 
 def _manifest(run: RunFolder, model, recalibration: Recalibration | None, bundle: Path) -> Manifest:

@@ -32,6 +32,7 @@ def run(evaluated_run, tmp_path_factory):
     source = {"split": "calibration", "model_sha256": file_checksum(run.model_path)}
     maps = Recalibration.fit("isotonic", pit, run.targets, source)
     run.recalibration_path.write_text(json.dumps(maps.to_dict()))
+    shutil.rmtree(run.evaluation_dir)  # which is that of the posteriors without maps
     return run
 
 
