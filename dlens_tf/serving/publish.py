@@ -131,12 +131,14 @@ def _commands(run: RunFolder, evaluation: Mapping[str, Any], name: str, folder: 
             commands.append(command_line("train", flagfile=f"saved_models/{name}/{file}"))
 
     members = [RunFolder(member["run"]) for member in config.get("members", [])]
+    build(config)
     for i, start in enumerate(_start_runs(members or [run])):
-        build(start.config)
+        # A data set has one place: where both have the same, the run's own serves for both.
+        if any(start.config[key] != config[key] for key in ("dataset", "config")):
+            build(start.config)
         # Where the flags of those who start from it seek it.
         [place] = portable_flags({"start_run": [str(start.path)]}, run_dir)["start_run"]
         train(start, f"start{i or ''}.cfg", place)
-    build(config)
     if members:
         for i, member in enumerate(members):
             train(member, f"member{i}.cfg", f"{run_dir}_member{i}")
