@@ -25,6 +25,8 @@ MODEL: dict[str, Any] = {
     "loss": "beta_nll",
     "front_end": "smooth_residual",
     "front_end_options": {"crop": None, "binning": 1},
+    "polar": None,
+    "head_options": {},
 }
 PLAN: dict[str, Any] = {"epochs": 18, "learning_rate": 3e-3, "jit": True}
 UNTIMED_STEPS = 6

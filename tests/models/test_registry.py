@@ -137,7 +137,7 @@ def test_parameter_counts(lenses):
     ("changes", "message"),
     [
         ({"backbone": "vgg"}, "unknown backbone 'vgg'; valid: resnet, vit"),
-        ({"head": "flow"}, "unknown head 'flow'; valid: point, gaussian"),
+        ({"head": "flows"}, "unknown head 'flows'; valid: point, gaussian"),
         ({"loss": "mae"}, "unknown loss of GaussianHead 'mae'; valid: nll, beta_nll"),
         ({"front_end": "fft"}, "unknown front end 'fft'; valid: flux, smooth_residual"),
         ({"options": {"depths": 3}}, "backbone 'resnet' can't be built: .*depths"),

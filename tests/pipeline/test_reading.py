@@ -155,13 +155,13 @@ def test_command_names_the_sizes_and_the_seed(tiny_data_dir, tmp_path):
         f"--data_dir={tmp_path / 'data'} --num_examples=24 --num_validation=8 --num_test=8 "
         "--seed=7 --overwrite"
     )
-    (path / "metadata.json").write_text(json.dumps({**metadata, "engine": "fast"}))
     other = reading.build_command(path, data_dir="more", num_calibration=5)
     assert other == (
         "python tools/build_dataset.py --dataset=deeplense --config=model_ii_instrument "
         "--data_dir=more --num_examples=24 --num_validation=8 --num_test=8 --seed=7 "
         "--num_calibration=5"
     )
+    (path / "metadata.json").write_text(json.dumps({**metadata, "engine": "fast"}))
     fast = "--seed=0 --engine=fast --overwrite"
     assert reading.build_command(path) == command.replace("--seed=7 --overwrite", fast)
     (path / "metadata.json").write_text(json.dumps({**metadata, "seed": 7}))

@@ -6,7 +6,7 @@ import pytest
     [
         ([], "error: flag --run_dir is missing; see --help"),
         (["--run_dir=/nowhere/run"], "error: /nowhere/run is not a run folder"),
-        (["--split=tset"], "<train|validation|test>"),
+        (["--split=tset"], "<train|validation|test|calibration>"),
         (["--batch_size=0"], "batch_size"),
         (["--recalibrate=platt"], "<isotonic|temperature>"),
         (["--calibration_split=test"], "<calibration|validation>"),
