@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -185,11 +186,11 @@ def residual_figure(truth: np.ndarray, mean: np.ndarray, parameter: Parameter) -
     return figure
 
 
-def _plain_log_axis(axis: Axes) -> None:
-    """A logarithmic y axis with plain numbers."""
-    axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+def _plain_log_axis(axis: Axis, number: str = "{:g}") -> None:
+    """A logarithmic axis with plain numbers."""
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number.format(value)))
+    axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
 
 
 def _draw_bins(axis: Axes, bins: Sequence[dict], label: str, kind: str) -> list[float]:
@@ -228,7 +229,7 @@ def truth_bins_figure(rows: Sequence[tuple[str, str, Sequence[dict]]], parameter
     """
     figure, axis = _figure(5.6, 4.2)
     values = [v for kind, label, bins in rows for v in _draw_bins(axis, bins, label, kind)]
-    _plain_log_axis(axis)
+    _plain_log_axis(axis.yaxis)
     positive = [v for v in values if v > 0.0]
     if positive:
         # A limit published as 0.000 is below what its three decimals show; so is the axis.
@@ -273,10 +274,12 @@ def cost_figure(
             axis.plot(images, mae, marker=".", linewidth=1.2, label=model)
         if name in limits:
             axis.axhline(limits[name], color="black", linestyle="--", label="information limit")
-        axis.set(xscale="log", xlabel="training images seen")
+        axis.set(xlabel="training images seen")
         axis.set_ylabel(_difference_label(targets[name], "validation MAE"))
-        _plain_log_axis(axis)
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        _plain_log_axis(axis.xaxis, "{:,.0f}")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        _plain_log_axis(axis.yaxis)
+        axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         _legend_above(axis, 2)
     return figure
 
