@@ -111,7 +111,7 @@ class FrontEndBatches(Batches):
       fill_seconds: how long it took to fill the folder, whoever did; None if it does not say.
 
     Raises:
-      UserError: if the folder is of other data or another front end.
+      UserError: if the folder is of other data or another front end, or damaged.
     """
 
     def __init__(self, source: Batches, front: keras.Model, folder: Path, key: Mapping[str, Any]):
@@ -130,7 +130,13 @@ class FrontEndBatches(Batches):
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder / "lock", f"filling {folder}"):
             self.fill_seconds = self._fill(front, key)
-        self._arrays = {name: np.load(self._path(name), mmap_mode="r") for name in self._shapes}
+        try:
+            self._arrays = {n: np.load(self._path(n), mmap_mode="r") for n in self._shapes}
+        except (OSError, ValueError) as error:
+            raise self._damaged() from error
+
+    def _damaged(self) -> UserError:
+        return UserError(f"{self._folder} is damaged: remove it, and it is filled again")
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.npy"
@@ -140,13 +146,17 @@ class FrontEndBatches(Batches):
         state = self._folder / "state.json"
         done, seconds = 0, 0.0
         if state.is_file():
-            recorded = json.loads(state.read_text())
-            if recorded["key"] != json.loads(json.dumps(key)):
+            try:
+                recorded = json.loads(state.read_text())
+                whose, done = recorded["key"], recorded["done"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise self._damaged() from error
+            if whose != json.loads(json.dumps(key)):
                 raise UserError(
                     f"{self._folder} holds the outputs of another front end or of other data; "
                     "choose another --front_end_dir"
                 )
-            done, seconds = recorded["done"], recorded.get("seconds")
+            seconds = recorded.get("seconds")
         if done == self.num_examples:
             return seconds
         begin, before = time.monotonic(), seconds or 0.0
@@ -154,6 +164,8 @@ class FrontEndBatches(Batches):
         for name, shape in self._shapes.items():
             dtype = np.float16 if name in _HALF else np.float32
             mode = "r+" if done else "w+"
+            if done and not self._path(name).is_file():
+                raise self._damaged()
             arrays[name] = np.lib.format.open_memmap(
                 self._path(name), mode, dtype, (self.num_examples, *shape)
             )

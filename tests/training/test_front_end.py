@@ -131,6 +131,22 @@ def test_digest_is_of_what_a_fit_computes_but_not_of_its_last_bits(tiny_folder, 
     assert weights_digest(model) != digest
 
 
+def _cut_short(folder):
+    (folder / "state.json").write_text("{")
+
+
+def _lose_an_array(folder):
+    (folder / "facts.npy").unlink()
+
+
+@pytest.mark.parametrize("damage", [_cut_short, _lose_an_array])
+def test_damaged_folders_are_told(tiny_batches, front, batches, tmp_path, damage):
+    del batches
+    damage(tmp_path / "kept")
+    with pytest.raises(UserError, match="kept is damaged: remove it"):
+        FrontEndBatches(tiny_batches, front, tmp_path / "kept", {"recipe": "tiny"})
+
+
 def test_predictor_is_the_model(front, tiny_validation, tiny_folder):
     images = tiny_validation.images[:12]
     targets = tiny_folder.parameters.select(["log10_m_axion", "source_x"])
