@@ -17,6 +17,8 @@ holds:
         baselines: <kind>: by_truth and by_snr of the computed baselines
         limit_by_truth: the exact posterior's expected error in the bins of by_truth, where it
                    is no bound (see `InformationLimit`); None if unknown
+    out_of_distribution: what is known of the score, with the share of this split's images above
+      its threshold as "false_alarms"; None if the data set has too few images to learn one
     joint: "before" and "after": nll and tarp of all parameters together; None for point estimates
     recalibration: its method, checksum and where it comes from; None without one
 
@@ -37,6 +39,7 @@ from dlens_tf.errors import UserError, choose
 from dlens_tf.evaluation import baselines, calibration, drawing, metrics, report
 from dlens_tf.evaluation.predictions import (
     Predictions,
+    fit_detector,
     fit_linear_baseline,
     point_estimate,
     predict_split,
@@ -48,7 +51,8 @@ from dlens_tf.evaluation.recalibration import (
     read_recalibration,
 )
 from dlens_tf.evaluation.summaries import NAMES
-from dlens_tf.inference.posterior import Posterior
+from dlens_tf.inference.out_of_distribution import FALSE_ALARMS
+from dlens_tf.inference.posterior import OOD_THRESHOLD, Posterior
 from dlens_tf.io.files import file_checksum
 from dlens_tf.models.registry import given_to
 from dlens_tf.parameters import Choice, Derived, Parameter, ParameterSet, Uniform
@@ -221,6 +225,7 @@ def _notes(
     judged: Mapping[str, calibration.Judgement],
     recalibration: Recalibration | None,
     split: str,
+    alarms: metrics.Estimate | None,
 ) -> list[str]:
     """What the reader should know about the table."""
     notes = [
@@ -241,6 +246,12 @@ def _notes(
                 notes.append(f"There are no published test errors of {name} on this data set.")
             if not baselines.information_limit(recipe, name):
                 notes.append(f"The information limit of {name} on this data set is not known.")
+    if alarms is not None:
+        share, error = (100.0 * alarms[key] for key in ("value", "standard_error"))
+        notes.append(
+            f"{share:.1f} ± {error:.1f} % of these images have an out-of-distribution score above "
+            f"the threshold, where {100.0 * FALSE_ALARMS:g} % were meant to."
+        )
     if not has_snr:
         notes.append("The images have no noise: there are no bins of signal-to-noise.")
     if recalibration is not None:
@@ -389,6 +400,7 @@ def evaluate_run(
     folder = _open_data(run, split, data_dir, "data_dir")
     recipe, classes = RECIPES.get(config["recipe"]), config["classes"]
     recalibration = read_recalibration(run)
+    detector = fit_detector(run, folder, batch_size)
     predictions = predict_split(run, folder, split, batch_size, max_examples)
     posteriors = {"before": predictions.posterior}
     if recalibration is not None:
@@ -402,6 +414,7 @@ def evaluate_run(
     backbone = config["model"].get("backbone", "model")
     description = f"{backbone} with {front_end} front end and {config['head']} head"
     entries = _entries(predictions, posteriors, judged, fit, description, recipe, seed)
+    alarms = _share_above(predictions.posterior, seed) if detector else None
     options = {} if max_examples is None else {"max_examples": max_examples}
     num = len(predictions.truth)
     result = {
@@ -422,6 +435,7 @@ def evaluate_run(
             "sha256": file_checksum(run.recalibration_path),
             **recalibration.source,
         },
+        "out_of_distribution": detector and {**detector.describe(), "false_alarms": alarms},
         "parameters": entries,
         "joint": _by_state({k: _joint(judgement, seed) for k, judgement in judged.items()}),
         "notes": _notes(
@@ -434,6 +448,7 @@ def evaluate_run(
             judged,
             recalibration,
             split,
+            alarms,
         ),
     }
     figures = drawing.draw(
@@ -447,6 +462,12 @@ def evaluate_run(
         run.evaluation_dir, split, result, figures, predictions.arrays(posterior)
     )
     return {**result, "report": str(page)}
+
+
+def _share_above(posterior: Posterior, seed: int) -> metrics.Estimate:
+    """Of images whose score is above the threshold."""
+    above = posterior.ood_score > OOD_THRESHOLD
+    return metrics.estimate_mean(above.astype(np.float64), seed=seed)
 
 
 def _joint(judgement: calibration.Judgement, seed: int) -> dict[str, Any]:

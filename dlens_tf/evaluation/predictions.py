@@ -4,17 +4,28 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from keras import ops
 from tqdm import tqdm
 
 from dlens_tf.errors import UserError
 from dlens_tf.evaluation import baselines
 from dlens_tf.evaluation.summaries import summarise
+from dlens_tf.inference.out_of_distribution import (
+    MIN_IMAGES,
+    Detector,
+    features_of,
+    read_detector,
+    with_features,
+)
 from dlens_tf.inference.posterior import Posterior
+from dlens_tf.io.files import file_checksum
 from dlens_tf.parameters import ParameterSet
 from dlens_tf.pipeline.reading import DatasetFolder, explained_read_errors, read_batches
 from dlens_tf.quantiles import QUANTILE_LEVELS
 from dlens_tf.training.front_end import make_predictor
 from dlens_tf.training.run_folder import RunFolder
+
+_DETECTOR_IMAGES = 2000
 
 
 def point_estimate(posterior: Posterior) -> np.ndarray:
@@ -48,7 +59,7 @@ class Predictions:
         arrays = {
             "parameters": np.array(posterior.parameters.names),
             **{name: getattr(self, name) for name in ("truth", "label", "index", "snr")},
-            **{name: getattr(posterior, name) for name in ("mean", "stddev")},
+            **{name: getattr(posterior, name) for name in ("mean", "stddev", "ood_score")},
         }
         if posterior.stddev is not None:
             arrays["quantile_levels"] = np.array(QUANTILE_LEVELS)
@@ -147,14 +158,18 @@ def predict_split(
     """
     _check_matches(run, folder)
     model, targets = run.load_model(), run.targets
-    predict = make_predictor(model)
+    detector = read_detector(run)
+    predict = make_predictor(model if detector is None else with_features(model))
     has_snr = folder.has("metadata/snr")
     outputs: dict[str, list[np.ndarray]] = {}
     parts: dict[str, list[np.ndarray]] = {}
     for batch in _batches(
         folder, split, batch_size, run.config["classes"], max_examples, f"predict {split}"
     ):
-        answer = predict(batch["image"])
+        answer = dict(predict(batch["image"]))
+        features = {name: answer.pop(name) for name in list(answer) if name not in model.output}
+        if detector is not None:
+            answer["ood_score"] = ops.convert_to_numpy(detector.score(features_of(features)))
         _check_outputs(answer, str(run.model_path))
         part = {
             "truth": _truth(batch, targets),
@@ -178,6 +193,37 @@ def predict_split(
         targets, head, {key: np.concatenate(values) for key, values in outputs.items()}
     )
     return Predictions(**{"snr": None, **arrays}, posterior=posterior)
+
+
+def fit_detector(run: RunFolder, folder: DatasetFolder, batch_size: int) -> Detector | None:
+    """Learns what images are unlike the training images, and writes it into the run's folder.
+
+    From (at most 2,000) images of the data set's training split, and as many of its validation
+    split. The detector of the run's present model, if there is one, is kept.
+
+    Returns:
+      The detector; None if the data set has too few images for one.
+    """
+    detector, classes = read_detector(run), run.config["classes"]
+    if detector is not None:
+        return detector
+    splits = ("train", "validation")
+    if min(folder.num_examples(split, classes) for split in splits) < MIN_IMAGES:
+        return None
+    predict = make_predictor(with_features(run.load_model()))
+    features = {}
+    for split in splits:
+        parts: dict[str, list[np.ndarray]] = {}
+        for batch in _batches(
+            folder, split, batch_size, classes, _DETECTOR_IMAGES, f"features of {split}"
+        ):
+            for name, values in features_of(predict(batch["image"])).items():
+                parts.setdefault(name, []).append(values)
+        features[split] = {name: np.concatenate(values) for name, values in parts.items()}
+    checksum = file_checksum(run.model_path)
+    detector = Detector.fit(features["train"], features["validation"], checksum)
+    detector.write(run.detector_path)
+    return detector
 
 
 def fit_linear_baseline(

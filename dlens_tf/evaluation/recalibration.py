@@ -292,6 +292,7 @@ class RecalibratedPosterior(Posterior):
         self.base = base
         self.recalibration = recalibration
         self.parameters = base.parameters
+        self.ood_score = base.ood_score
         self._maps = [recalibration.maps[p.name] for p in base.parameters]
 
     @functools.cached_property
@@ -338,5 +339,5 @@ class RecalibratedPosterior(Posterior):
         draws = self.base.samples(num_samples, seed)
         return _looked_up(self.base.cdf(draws), self._grid)
 
-    def select(self, rows) -> "RecalibratedPosterior":
+    def _select(self, rows) -> "RecalibratedPosterior":
         return RecalibratedPosterior(self.base.select(rows), self.recalibration)

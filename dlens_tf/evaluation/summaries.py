@@ -1,7 +1,8 @@
-"""Simple summary statistics of an image, for the linear baseline.
+"""Simple summary statistics of an image: for the linear baseline, and to tell unlike images.
 
 What one would measure on a lens without a network: brightness, size, shape, radial profile,
-azimuthal structure, symmetry, roughness. All in numpy over a batch at once.
+azimuthal structure, symmetry, roughness. All in keras.ops over a batch at once, so that the same
+statistics can be served in a graph.
 
 Pixel coordinates run from the image's centre in units of half its side. The border (the outer
 tenth on each side) gives the background level b and its rms s. Moments weigh pixels by
@@ -9,7 +10,10 @@ w = max(I - b - 2 s, 0), which noise hardly enters; where no pixel stands out (w
 they are 0.
 """
 
+import math
+
 import numpy as np
+from keras import ops
 
 NUM_ANNULI = 6
 _ORDERS = (1, 2, 3, 4)
@@ -37,81 +41,101 @@ NAMES = (
 """Names of the statistics of one channel, in order."""
 
 
-def _weighted(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _weighted(weights, values):
     """Σ w v / Σ w over pixels: weights [N, M], values [M] or [N, M]; 0 where Σ w is 0."""
-    total = weights.sum(axis=1)
-    return (weights * values).sum(axis=1) / np.where(total > 0.0, total, 1.0)
+    total = ops.sum(weights, axis=1)
+    return ops.sum(weights * values, axis=1) / ops.where(total > 0.0, total, 1.0)
 
 
-def _one_channel(images: np.ndarray) -> np.ndarray:
-    """Statistics [N, len(NAMES)] of images [N, H, W]."""
-    num, height, width = images.shape
+def _ratio(numerator, denominator):
+    """0 / 1 where there is nothing to divide by."""
+    return numerator / ops.where(denominator > 0.0, denominator, 1.0)
+
+
+def _one_channel(images):
+    """Statistics, a list of len(NAMES) arrays [N], of images [N, H, W]."""
+    height, width = images.shape[1:]
     y, x = np.meshgrid(np.linspace(-1.0, 1.0, height), np.linspace(-1.0, 1.0, width), indexing="ij")
-    border = np.maximum(np.abs(x), np.abs(y)) >= 0.8
-    flat = images.reshape(num, -1)
-    level = flat[:, border.ravel()].mean(axis=1)
-    signal = flat - level[:, None]
-    peak = signal.max(axis=1)
-    # Noise-free images have a quiet border; the floor keeps what is divided by it in range.
-    rms = np.maximum(flat[:, border.ravel()].std(axis=1), 1e-4 * np.abs(peak))
-    safe_rms = np.where(rms > 0.0, rms, 1.0)
-    flux = signal.sum(axis=1)
+    border = np.flatnonzero(np.maximum(np.abs(x), np.abs(y)) >= 0.8)
+    radius, angle = np.hypot(x, y).ravel(), np.arctan2(y, x).ravel()
+    annulus = np.floor(radius * NUM_ANNULI).astype(int)
 
-    weights = np.maximum(signal - 2.0 * rms[:, None], 0.0)
-    x, y = x.ravel(), y.ravel()
+    def constant(values):
+        return ops.cast(ops.convert_to_tensor(values), images.dtype)
+
+    flat = ops.reshape(images, (-1, height * width))
+    around = ops.take(flat, border, axis=1)
+    level = ops.mean(around, axis=1)
+    signal = flat - level[:, None]
+    peak = ops.max(signal, axis=1)
+    # Noise-free images have a quiet border; the floor keeps what is divided by it in range.
+    rms = ops.maximum(ops.std(around, axis=1), 1e-4 * ops.abs(peak))
+    safe_rms = ops.where(rms > 0.0, rms, 1.0)
+    flux = ops.sum(signal, axis=1)
+
+    weights = ops.maximum(signal - 2.0 * rms[:, None], 0.0)
+    x, y = constant(x.ravel()), constant(y.ravel())
     centroid_x, centroid_y = _weighted(weights, x), _weighted(weights, y)
     dx, dy = x - centroid_x[:, None], y - centroid_y[:, None]
     xx, yy, xy = (_weighted(weights, v) for v in (dx * dx, dy * dy, dx * dy))
-    trace = np.where(xx + yy > 0.0, xx + yy, 1.0)
+    size = xx + yy
 
-    radius, angle = np.hypot(x, y), np.arctan2(y, x)
-    annulus = np.floor(radius * NUM_ANNULI).astype(int)
-    shares = np.stack(
-        [_weighted(weights, (annulus == i).astype(float)) for i in range(NUM_ANNULI)], axis=1
-    )
-    turns = {m: np.exp(1j * m * angle) for m in _ORDERS}
-    whole = {m: _weighted(weights, turns[m]) for m in (2, 4)}
-    in_ring = weights * (annulus == shares.argmax(axis=1)[:, None])
-    amplitudes = [np.abs(_weighted(in_ring, turns[m])) for m in _ORDERS]
+    rings = [constant(annulus == i) for i in range(NUM_ANNULI)]
+    shares = ops.stack([_weighted(weights, ring) for ring in rings], axis=1)
+    brightest = ops.one_hot(ops.argmax(shares, axis=1), NUM_ANNULI, dtype=images.dtype)
+    in_ring = weights * ops.matmul(brightest, ops.stack(rings))
+    waves = {m: (constant(np.cos(m * angle)), constant(np.sin(m * angle))) for m in _ORDERS}
 
-    turned = images[:, ::-1, ::-1].reshape(num, -1)
-    absolute = np.abs(signal).sum(axis=1)
+    turned = ops.reshape(ops.flip(images, axis=(1, 2)), (-1, height * width))
     inner = images[:, 1:-1, 1:-1]
     neighbours = 0.25 * (
         images[:, :-2, 1:-1] + images[:, 2:, 1:-1] + images[:, 1:-1, :-2] + images[:, 1:-1, 2:]
     )
-    contrast = signal.std(axis=1)
-    return np.stack(
-        [
-            flux,
-            peak,
-            level,
-            rms,
-            np.arcsinh(flux / (safe_rms * np.sqrt(flat.shape[1]))),
-            np.arcsinh(peak / safe_rms),
-            (signal > 3.0 * safe_rms[:, None]).mean(axis=1),
-            (signal > 10.0 * safe_rms[:, None]).mean(axis=1),
-            centroid_x,
-            centroid_y,
-            np.sqrt(xx + yy),
-            (xx - yy) / trace,
-            2.0 * xy / trace,
-            *shares.T,
-            *(part(whole[m]) for m in (2, 4) for part in (np.real, np.imag)),
-            *amplitudes,
-            np.abs(flat - turned).sum(axis=1) / np.where(absolute > 0.0, absolute, 1.0),
-            (inner - neighbours).reshape(num, -1).std(axis=1)
-            / np.where(contrast > 0.0, contrast, 1.0),
-        ],
-        axis=1,
-    )
+    return [
+        flux,
+        peak,
+        level,
+        rms,
+        ops.arcsinh(flux / (safe_rms * math.sqrt(height * width))),
+        ops.arcsinh(peak / safe_rms),
+        *(
+            ops.mean(ops.cast(signal > n * safe_rms[:, None], images.dtype), axis=1)
+            for n in (3.0, 10.0)
+        ),
+        centroid_x,
+        centroid_y,
+        ops.sqrt(size),
+        _ratio(xx - yy, size),
+        _ratio(2.0 * xy, size),
+        *(shares[:, i] for i in range(NUM_ANNULI)),
+        *(_weighted(weights, wave) for m in (2, 4) for wave in waves[m]),
+        *(
+            ops.sqrt(_weighted(in_ring, cosine) ** 2 + _weighted(in_ring, sine) ** 2)
+            for cosine, sine in waves.values()
+        ),
+        _ratio(ops.sum(ops.abs(flat - turned), axis=1), ops.sum(ops.abs(signal), axis=1)),
+        _ratio(ops.std(inner - neighbours, axis=(1, 2)), ops.std(signal, axis=1)),
+    ]
 
 
-def summarise(images: np.ndarray) -> np.ndarray:
-    """Summary statistics of images.
+def statistics(images):
+    """Summary statistics of a tensor of images.
 
     Args:
       images: float [N, H, W, C], raw flux, sides of at least 3 pixels.
+
+    Returns:
+      [N, C × len(NAMES)] of the same dtype, channel by channel.
+    """
+    channels = [_one_channel(images[..., c]) for c in range(images.shape[-1])]
+    return ops.stack([values for channel in channels for values in channel], axis=1)
+
+
+def summarise(images: np.ndarray) -> np.ndarray:
+    """Summary statistics of an array of images, in double precision.
+
+    Args:
+      images: [N, H, W, C], as `statistics` takes them.
 
     Returns:
       float64 [N, C × len(NAMES)], channel by channel.
@@ -119,4 +143,4 @@ def summarise(images: np.ndarray) -> np.ndarray:
     images = np.asarray(images, np.float64)
     if images.ndim != 4:
         raise ValueError(f"images must be [N, H, W, C], got shape {images.shape}")
-    return np.concatenate([_one_channel(images[..., c]) for c in range(images.shape[-1])], axis=1)
+    return ops.convert_to_numpy(statistics(ops.convert_to_tensor(images)))

@@ -4,6 +4,7 @@
         saved_model.pb, variables/
         assets.extra/dlens_manifest.json
         assets.extra/tf_serving_warmup_requests
+        assets.extra/golden.npz
     <base>/README.md    the model card, of a published model
 
 Needs no TensorFlow, so that input can be checked before a model is loaded.
@@ -23,8 +24,11 @@ SAVED_MODEL = "saved_model.pb"
 EXTRA = "assets.extra"
 MANIFEST = "dlens_manifest.json"
 WARMUP_REQUESTS = "tf_serving_warmup_requests"
+GOLDEN = "golden.npz"
 CARD = "README.md"
-MANIFEST_FORMAT = 2
+MANIFEST_FORMAT = 3
+_NOT_SERVED = {"signatures": {}, "metrics": None, "sha256": {}}
+"""What the manifest in the graph can't have, or no client needs; and what stands for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,10 @@ class Manifest:
       head: {"kind": …, **options}, as `Posterior.from_outputs` takes it.
       recalibration: maps that the served quantiles, means and deviations went through, None
         without; see `evaluation.recalibration`. The output `density` is as the network gives it.
+      ood: what the output `ood_score` means, see `out_of_distribution.Detector.describe`; None if
+        there is no such output.
+      tolerance: largest difference between a bundle's answers and the model's, in units of the
+        width of a parameter's prior.
       image: what the model asks of an image.
       instrument: name of the instrument it was trained for.
       recipe: name of the simulation recipe.
@@ -53,6 +61,8 @@ class Manifest:
     quantile_levels: tuple[float, ...]
     head: dict[str, Any]
     recalibration: dict[str, Any] | None
+    ood: dict[str, Any] | None
+    tolerance: float
     image: ImageContract
     instrument: str
     recipe: str
@@ -87,6 +97,35 @@ class Manifest:
         values["image"] = ImageContract(tuple(image["shape"]), float(image["pixel_scale"]))
         return cls(**values)
 
+    def to_served(self) -> str:
+        """JSON for the signature serve_manifest: without what is known only of a whole bundle."""
+        config = self.to_dict()
+        return json.dumps({key: v for key, v in config.items() if key not in _NOT_SERVED})
+
+    @classmethod
+    def from_served(cls, text: str | bytes) -> "Manifest":
+        """What the signature serve_manifest gives.
+
+        Its signatures, metrics and checksums are empty.
+
+        Raises:
+          UserError: if it is damaged or of another format.
+        """
+        return cls._parse(text, "the model's served manifest", _NOT_SERVED)
+
+    @classmethod
+    def _parse(cls, text: str | bytes, where: str, missing: dict[str, Any]) -> "Manifest":
+        try:
+            config = missing | json.loads(text)
+            if config["format"] != MANIFEST_FORMAT:
+                raise UserError(
+                    f"{where} is of format {config['format']}, this version of dlens_tf reads "
+                    f"{MANIFEST_FORMAT}; export the model again with tools/export.py"
+                )
+            return cls.from_dict(config)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where} is damaged; export the model again") from error
+
     def write(self, bundle: Path) -> None:
         """Writes the manifest into a bundle."""
         folder = bundle / EXTRA
@@ -103,19 +142,12 @@ class Manifest:
         """
         path = bundle / EXTRA / MANIFEST
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            if config["format"] != MANIFEST_FORMAT:
-                raise UserError(
-                    f"{path} is of format {config['format']}, this version of dlens_tf reads "
-                    f"{MANIFEST_FORMAT}; export the model again with tools/export.py"
-                )
-            return cls.from_dict(config)
+            text = path.read_bytes()
         except FileNotFoundError as error:
             raise UserError(
                 f"{bundle} has no {EXTRA}/{MANIFEST}; a model is exported by tools/export.py"
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged; export the model again") from error
+        return cls._parse(text, str(path), {})
 
     def verify(self, bundle: Path) -> None:
         """Raises a `UserError` if a file of the SavedModel is missing or not as exported."""

@@ -18,6 +18,9 @@ from dlens_tf.io.catalogues import Column
 from dlens_tf.parameters import ParameterSet, float32_supports
 from dlens_tf.quantiles import QUANTILE_LEVELS
 
+OOD_THRESHOLD = 1.0
+"""Images with a larger `ood_score` are unlike the training images."""
+_MANY_GOES = 4
 _VALUES_AT_ONCE = 4_000_000  # numbers held at a time; 32 MB in each of a few arrays
 
 
@@ -30,7 +33,7 @@ class Posterior:
     """Posteriors of P parameters for each of N images.
 
     A subclass sets the attributes and computes `quantiles`, `cdf`, `log_prob`, `joint_log_prob`,
-    `samples` and `select`; the rest follows from them.
+    `samples` and `_select`; the rest follows from them.
 
     Marginal means: of one parameter by itself, over all values of the others.
 
@@ -38,11 +41,14 @@ class Posterior:
       parameters: the P parameters, in order.
       mean: posterior means, float64 [N, P], in each parameter's unit.
       stddev: posterior standard deviations, float64 [N, P], or None for a point estimate.
+      ood_score: how unlike the training images each image is, float64 [N], see
+        `inference.out_of_distribution`; None if the model does not say.
     """
 
     parameters: ParameterSet
     mean: np.ndarray
     stddev: np.ndarray | None
+    ood_score: np.ndarray | None = None
 
     @staticmethod
     def from_outputs(
@@ -58,12 +64,17 @@ class Posterior:
         Raises:
           UserError: if the head is unknown, or its outputs are not all there.
         """
+        posterior: Posterior
         if head["kind"] == "point":
-            return PointPosterior(parameters, outputs["mean"])
-        for name in ("mean", "stddev", "density"):
-            if name not in outputs:
-                raise UserError(f"outputs of a {head['kind']} head lack '{name}'")
-        return DensityPosterior(parameters, head, outputs)
+            posterior = PointPosterior(parameters, outputs["mean"])
+        else:
+            for name in ("mean", "stddev", "density"):
+                if name not in outputs:
+                    raise UserError(f"outputs of a {head['kind']} head lack '{name}'")
+            posterior = DensityPosterior(parameters, head, outputs)
+        if "ood_score" in outputs:
+            posterior.ood_score = _checked("ood_score", outputs["ood_score"], (len(posterior),))
+        return posterior
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -156,13 +167,21 @@ class Posterior:
 
     def select(self, rows) -> "Posterior":
         """The posteriors of some of the images; `rows` indexes an array's first axis."""
+        selected = self._select(rows)
+        if self.ood_score is not None:
+            selected.ood_score = self.ood_score[rows]
+        return selected
+
+    def _select(self, rows) -> "Posterior":
+        """`select` without the scores."""
         raise NotImplementedError
 
     def columns(self) -> list[Column]:
         """Columns for a catalogue, float32 as the models give them.
 
         For each parameter <name>_mean and, unless it is a point estimate, <name>_stddev and the
-        quantiles at `QUANTILE_LEVELS`: <name>_q025, _q16, _q50, _q84, _q975.
+        quantiles at `QUANTILE_LEVELS`: <name>_q025, _q16, _q50, _q84, _q975. At last ood_score, if
+        there is one.
         """
         mean, quantiles = self.mean.astype(np.float32), None
         if self.stddev is not None:
@@ -182,16 +201,23 @@ class Posterior:
             columns.append(Column(f"{name}_stddev", width, width_unit))
             for q, level in enumerate(QUANTILE_LEVELS):
                 columns.append(Column(f"{name}_q{_digits(level)}", quantiles[:, p, q], unit))
+        if self.ood_score is not None:
+            columns.append(Column("ood_score", self.ood_score.astype(np.float32)))
         return columns
 
     def describe(self, index: int) -> str:
-        """One line about an image: each parameter's mean ± standard deviation and unit."""
+        """One line about an image: each parameter's mean ± standard deviation and unit.
+
+        With a warning if the image is unlike the training images.
+        """
         parts = []
         for column, parameter in enumerate(self.parameters):
             text = f"{parameter.name} = {self.mean[index, column]:.3f}"
             if self.stddev is not None:
                 text += f" ± {self.stddev[index, column]:.3f}"
             parts.append(f"{text} {parameter.unit}".rstrip())
+        if self.ood_score is not None and self.ood_score[index] > OOD_THRESHOLD:
+            parts.append(f"unlike the training images (ood_score {self.ood_score[index]:.3g})")
         return ", ".join(parts)
 
 
@@ -216,7 +242,7 @@ class PointPosterior(Posterior):
 
     quantiles = cdf = log_prob = joint_log_prob = samples = _refuse
 
-    def select(self, rows) -> "PointPosterior":
+    def _select(self, rows) -> "PointPosterior":
         return PointPosterior(self.parameters, self.mean[rows])
 
 
@@ -264,6 +290,8 @@ class DensityPosterior(Posterior):
     def _ask(self, question: Callable, values: np.ndarray, axis: int) -> np.ndarray:
         """Asks the density some images at a time, so that memory has a bound.
 
+        What takes many goes is compiled first, which takes seconds but then saves minutes.
+
         Args:
           question: takes numbers [n, D] and values [..., n, K]; returns a tensor.
           values: [..., N, K].
@@ -273,16 +301,18 @@ class DensityPosterior(Posterior):
 
         size = values.size // max(1, len(self)) * self._density.cost
         step = max(1, _VALUES_AT_ONCE // max(1, size + self._density.cost_per_image))
-        parts = [
-            ops.convert_to_numpy(
-                question(
-                    ops.convert_to_tensor(self._numbers[i : i + step]),
-                    ops.convert_to_tensor(values[..., i : i + step, :]),
-                )
+        starts = range(0, max(1, len(self)), step)
+        if len(starts) >= _MANY_GOES:
+            question = _compiled(question)
+        parts = []
+        for i in starts:
+            rows = (
+                np.arange(i, i + step).clip(max=len(self) - 1) if len(starts) > 1 else slice(None)
             )
-            for i in range(0, max(1, len(self)), step)
-        ]
-        return np.concatenate(parts, axis=axis)
+            asked = (self._numbers[rows], values[..., rows, :])
+            answer = question(*map(ops.convert_to_tensor, asked))
+            parts.append(ops.convert_to_numpy(answer))
+        return np.concatenate(parts, axis=axis).take(range(len(self)), axis=axis)
 
     def quantiles(self, levels: Sequence[float] = QUANTILE_LEVELS) -> np.ndarray:
         levels = np.asarray(levels, dtype=np.float64)
@@ -313,10 +343,21 @@ class DensityPosterior(Posterior):
         x = self._ask(self._density.sample, uniforms, axis=-2)
         return np.clip(self._low + self._width * x, self._low, self._high)
 
-    def select(self, rows) -> "DensityPosterior":
+    def _select(self, rows) -> "DensityPosterior":
         outputs = {"mean": self.mean, "stddev": self.stddev, "density": self._numbers}
         outputs = {name: values[rows] for name, values in outputs.items()}
         return DensityPosterior(self.parameters, self._head, outputs)
+
+
+def _compiled(question: Callable) -> Callable:
+    """The same by XLA, where Keras runs on TensorFlow."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return question
+    import tensorflow as tf
+
+    return tf.function(question, jit_compile=True)
 
 
 def _checked(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -5,7 +5,7 @@ Example:
     >>> predictor.predict(images).quantiles()          # [N, P, Q], in physical units
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +34,6 @@ class Predictor:
         # The signature holds no reference to its variables: they live as long as this object.
         self._saved_model = saved_model
         self._signature = saved_model.signatures[SIGNATURE]
-        maps = manifest.recalibration
-        self._recalibration = None if maps is None else Recalibration.from_dict(maps)
 
     @classmethod
     def load(cls, path: str | Path) -> "Predictor":
@@ -94,17 +92,27 @@ class Predictor:
                 batch = images[start : start + batch_size]
                 outputs = self._signature(image=tf.constant(batch))
                 outputs = {name: value.numpy() for name, value in outputs.items()}
-                _check_outputs(outputs, start, names)
+                check_outputs(outputs, start, names)
                 batches.append(outputs)
                 bar.update(len(batch))
         outputs = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
-        posterior = Posterior.from_outputs(self.manifest.parameters, self.manifest.head, outputs)
-        if self._recalibration is None:
-            return posterior
-        return RecalibratedPosterior(posterior, self._recalibration)
+        return posterior_from_outputs(self.manifest, outputs)
 
 
-def _check_outputs(outputs: dict[str, np.ndarray], start: int, names: Sequence[str] | None) -> None:
+def posterior_from_outputs(manifest: Manifest, outputs: Mapping[str, np.ndarray]) -> Posterior:
+    """The posterior that a bundle's answers tell.
+
+    Args:
+      manifest: the bundle's.
+      outputs: of its signature serve_density, [N, …] by name.
+    """
+    posterior = Posterior.from_outputs(manifest.parameters, manifest.head, outputs)
+    if manifest.recalibration is None:
+        return posterior
+    return RecalibratedPosterior(posterior, Recalibration.from_dict(manifest.recalibration))
+
+
+def check_outputs(outputs: dict[str, np.ndarray], start: int, names: Sequence[str] | None) -> None:
     """Raises a `UserError` naming the first image whose posterior is none."""
     for output in ("mean", "stddev", "density"):
         values = outputs.get(output)

@@ -1,30 +1,32 @@
-"""Checks that a bundle on disk answers as the Keras model it was made from.
+"""Checks that a bundle on disk answers as the Keras model it was made from, and travels.
 
-It is loaded in both ways in use: `tf.saved_model.load`, as in Python, and the graph and session
-of `tf.compat.v1.saved_model.loader`, as in TF Serving.
+When it is made, some images and the Keras model's answers are put into the bundle
+(`write_golden`), so that the check needs nothing else and can be made anywhere, again and again
+(`tools/export.py --check`). The bundle is loaded in both ways in use: `tf.saved_model.load`, as in
+Python, and the graph and session of `tf.compat.v1.saved_model.loader`, as in TF Serving.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from dlens_tf.errors import UserError
-from dlens_tf.inference.bundle import SAVED_MODEL
-from dlens_tf.parameters import ParameterSet
+from dlens_tf.inference.bundle import EXTRA, GOLDEN, SAVED_MODEL, WARMUP_REQUESTS, Manifest
 from dlens_tf.serving.signatures import served
-from dlens_tf.serving.warmup import read_warmup_requests, to_bytes
+from dlens_tf.serving.warmup import inputs_of, read_warmup_requests
 
 TOLERANCE = 1e-5
 """Largest difference, in units of the width of a parameter's prior."""
 
-DENSITY_TOLERANCE = 1e-4
-"""Largest difference of the numbers of a density, which are of order one."""
+FIT_TOLERANCE = 1e-3
+"""The same where the model fits lenses: rounding grows in the fit's steps."""
 
-FIT_ROUNDING = 100.0
-"""How much larger both may be where the model fits lenses: rounding grows in the fit's steps."""
+_LOOSER = 10.0
+"""How much larger a relative difference may be of numbers that are no parameter's values."""
 
 BATCH_SIZES = (1, 7)
 
@@ -33,6 +35,8 @@ Runner = Callable[[str, Outputs], Outputs]
 """Answers (signature, inputs) with the outputs."""
 
 _PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+# Of an absolute path, as a C++ or Python file or a folder of a home has one.
+_PATH = re.compile(rb"/(?:home|root|tmp|usr|opt|work|Users|mnt|srv)/[\w.+-]+/[\w./+-]{2,80}")
 
 
 @contextlib.contextmanager
@@ -77,55 +81,81 @@ def _session_runner(bundle: Path) -> Iterator[Runner]:
 RUNNERS = {"tf.saved_model.load": _eager_runner, "saved_model.loader": _session_runner}
 
 
-def check_bundle(
-    bundle: Path,
-    model: Callable[[np.ndarray], Outputs],
-    parameters: ParameterSet,
-    images: np.ndarray,
-    foreign_paths: tuple[str, ...] = (),
-    rounding: float = 1.0,
-) -> None:
-    """Checks a bundle against a model.
+def write_golden(bundle: Path, images: np.ndarray, outputs: Outputs) -> None:
+    """Puts images and what the Keras model answers to them into a bundle.
+
+    Args:
+      bundle: folder of the SavedModel.
+      images: float32 [N, H, W, C].
+      outputs: as `signatures.outputs_of` gives them for these and for seeds 0 … N - 1.
+    """
+    (bundle / EXTRA).mkdir(exist_ok=True)
+    np.savez_compressed(bundle / EXTRA / GOLDEN, allow_pickle=False, image=images, **outputs)
+
+
+def _read_golden(bundle: Path) -> tuple[np.ndarray, Outputs]:
+    path = bundle / EXTRA / GOLDEN
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            outputs = {name: arrays[name] for name in arrays.files}
+        return outputs.pop("image"), outputs
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; export the model again") from error
+    except Exception as error:  # a damaged archive fails in many ways
+        raise UserError(f"{path} is damaged; export the model again") from error
+
+
+def check_bundle(bundle: Path, foreign_paths: Sequence[str] = ()) -> list[str]:
+    """Checks a bundle against the answers that were stored in it.
 
     All signatures are asked for batches of 1 and 7 images, and every warm-up request is replayed,
     through both loaders.
 
     Args:
       bundle: folder of the SavedModel.
-      model: images float32 [N, H, W, C] to all outputs expected.
-      parameters: the inferred parameters; their priors set the scale of the tolerance.
-      images: some images, float32 [N, H, W, C].
       foreign_paths: paths of this machine that must not be in the bundle.
-      rounding: factor on the tolerances, `FIT_ROUNDING` for models that fit lenses.
+
+    Returns:
+      What was checked, a line each.
 
     Raises:
-      UserError: naming the loader, signature and output that differ.
+      UserError: naming what is wrong: a file that is not as exported, a path of a machine, Python
+        code, an op that TensorFlow does not have, or the loader, signature and output that differ.
     """
+    manifest = Manifest.read(bundle)
+    manifest.verify(bundle)
     _check_portable(bundle, foreign_paths)
-    width = np.ptp(parameters.supports, axis=1)
-    cases = []
-    for size in BATCH_SIZES:
-        batch = np.resize(images, (size, *images.shape[1:]))
-        cases.append(("serving_default", {"image": batch}, batch))
-        cases.append(("serve_density", {"image": batch}, batch))
-        cases.append(("serve_bytes", {"image_bytes": np.array(to_bytes(batch), object)}, batch))
-    for request in read_warmup_requests(bundle):
-        inputs = {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
-        batch = inputs.get("image")
-        if batch is None:
-            strings = b"".join(inputs["image_bytes"])
-            batch = np.frombuffer(strings, "<f4").reshape(-1, *images.shape[1:])
-        cases.append((request.model_spec.signature_name, inputs, batch))
-    expectations = [served(signature, model(batch)) for signature, _, batch in cases]
+    if not (bundle / EXTRA / WARMUP_REQUESTS).is_file():
+        raise UserError(f"{bundle / EXTRA / WARMUP_REQUESTS} is missing; export the model again")
+    images, golden = _read_golden(bundle)
+    golden = golden | {"manifest": np.array([manifest.to_served().encode()] * len(images), object)}
+    requests = read_warmup_requests(bundle)
+    width = np.ptp(manifest.parameters.supports, axis=1)
     for loader, runner in RUNNERS.items():
         with runner(bundle) as run:
-            for (signature, inputs, batch), expected in zip(cases, expectations, strict=True):
-                where = f"{signature} of {len(batch)} images through {loader}"
-                _compare(run(signature, inputs), expected, width, where, rounding)
+            for signature in manifest.signatures:
+                for size in BATCH_SIZES:
+                    rows = np.resize(np.arange(len(images)), size)
+                    answer = run(signature, inputs_of(signature, images[rows], rows))
+                    expected = served(signature, {k: v[rows] for k, v in golden.items()})
+                    where = f"{signature} of {size} images through {loader}"
+                    _compare(answer, expected, width, where, manifest.tolerance)
+            for request in requests:
+                inputs = {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
+                run(request.model_spec.signature_name, inputs)
+    return [
+        f"files are as exported: {len(manifest.sha256)} checksums",
+        f"graph: no Python code, no custom op, no path of a machine, {len(manifest.signatures)} "
+        "signatures",
+        f"answers: {', '.join(manifest.signatures)} for batches of "
+        f"{' and '.join(map(str, BATCH_SIZES))}, through {' and '.join(RUNNERS)}, to "
+        f"{manifest.tolerance:g} of the prior's width",
+        f"warm-up: {len(requests)} requests replayed",
+    ]
 
 
 def _compare(
-    answer: Outputs, expected: Outputs, width: np.ndarray, where: str, rounding: float
+    answer: Outputs, expected: Outputs, width: np.ndarray, where: str, tolerance: float
 ) -> None:
     if answer.keys() != expected.keys():
         raise UserError(
@@ -133,33 +163,38 @@ def _compare(
             f"{', '.join(sorted(expected))}"
         )
     for name, value in answer.items():
-        if value.shape != expected[name].shape or value.dtype != np.float32:
+        if value.shape != expected[name].shape or value.dtype != expected[name].dtype:
             raise UserError(
                 f"export check failed: {name} from {where} is {value.dtype} {value.shape}, "
-                f"expected float32 {expected[name].shape}"
+                f"expected {expected[name].dtype} {expected[name].shape}"
             )
+        if value.dtype == object:
+            if not np.array_equal(value, expected[name]):
+                raise UserError(f"export check failed: {name} from {where} is another")
+            continue
         difference = np.abs(value.astype(np.float64) - expected[name])
-        if name == "density":
-            difference /= np.maximum(1.0, np.abs(expected[name]))
-            tolerance, unit = rounding * DENSITY_TOLERANCE, ""
+        if name in ("mean", "stddev", "quantiles", "samples"):
+            difference /= width[:, np.newaxis] if name == "quantiles" else width
+            largest, unit = tolerance, " of the prior's width"
         else:
-            difference /= width[:, np.newaxis] if value.ndim == 3 else width
-            tolerance, unit = rounding * TOLERANCE, " of the prior's width"
-        if not difference.max() <= tolerance:  # NaN fails too
+            difference /= np.maximum(1.0, np.abs(expected[name]))
+            largest, unit = _LOOSER * tolerance, ""
+        if not difference.max() <= largest:  # NaN fails too
             raise UserError(
                 f"export check failed: {name} from {where} differs from the model by "
-                f"{difference.max():.2g}{unit}, more than {tolerance:g}"
+                f"{difference.max():.2g}{unit}, more than {largest:g}"
             )
 
 
-def _check_portable(bundle: Path, foreign_paths: tuple[str, ...]) -> None:
-    """Refuses a bundle that would need this machine: its paths, or Python code."""
+def _check_portable(bundle: Path, foreign_paths: Sequence[str]) -> None:
+    """Refuses a bundle that would need a machine: its paths, Python code, or ops of its own."""
     content = (bundle / SAVED_MODEL).read_bytes()
-    for path in foreign_paths:
-        if path.encode() in content:
-            raise UserError(
-                f"export check failed: {SAVED_MODEL} holds a path of this machine, {path}"
-            )
+    found = [path for path in foreign_paths if path.encode() in content]
+    found += [path.decode() for path in _PATH.findall(content)]
+    if found:
+        raise UserError(
+            f"export check failed: {SAVED_MODEL} holds a path of this machine, {found[0]}"
+        )
     for name, signature in tf.saved_model.load(str(bundle)).signatures.items():
         definition = signature.graph.as_graph_def()
         nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
@@ -168,4 +203,11 @@ def _check_portable(bundle: Path, foreign_paths: tuple[str, ...]) -> None:
             raise UserError(
                 f"export check failed: signature {name} calls Python ({', '.join(python)}), which "
                 "TF Serving can't"
+            )
+        functions = {f.signature.name for f in definition.library.function}
+        custom = {node.op for node in nodes} - functions - set(dir(tf.raw_ops))
+        if custom:
+            raise UserError(
+                f"export check failed: signature {name} needs ops that TensorFlow does not have "
+                f"({', '.join(sorted(custom))})"
             )

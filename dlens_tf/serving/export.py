@@ -5,6 +5,7 @@ bundle answers.
 """
 
 import contextlib
+import dataclasses
 import os
 import re
 import shutil
@@ -13,20 +14,19 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 import dlens_tf
 from dlens_tf.errors import UserError
 from dlens_tf.evaluation.recalibration import Recalibration, read_recalibration
 from dlens_tf.inference.bundle import Manifest, versions
+from dlens_tf.inference.out_of_distribution import Detector, read_detector
 from dlens_tf.io.contract import ImageContract
 from dlens_tf.io.files import file_checksum, one_line
 from dlens_tf.models.registry import fits_lenses
 from dlens_tf.quantiles import QUANTILE_LEVELS
-from dlens_tf.serving.answers import answers
-from dlens_tf.serving.check import FIT_ROUNDING, check_bundle
-from dlens_tf.serving.signatures import describe_signatures, write_saved_model
+from dlens_tf.serving.check import FIT_TOLERANCE, TOLERANCE, check_bundle, write_golden
+from dlens_tf.serving.signatures import describe_signatures, outputs_of, write_saved_model
 from dlens_tf.serving.warmup import example_images, write_warmup_requests
 from dlens_tf.training.run_folder import RunFolder
 
@@ -85,31 +85,33 @@ def _reason(error: BaseException) -> str:
 def _write_bundle(run: RunFolder, model, bundle: Path) -> None:
     config = run.config
     image_shape = tuple(config["image_shape"])
-    recalibration = read_recalibration(run)
-    write_saved_model(model, image_shape, bundle, recalibration)
-    images = example_images(config["recipe"], config["classes"][0])
-    write_warmup_requests(bundle, images)
-    manifest = _manifest(run, model, recalibration, bundle)
-    manifest.write(bundle)
-    answer = answers(model, recalibration)
-
-    def reference(batch: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: np.asarray(value) for name, value in answer(batch).items()}
-
-    rounding = FIT_ROUNDING if fits_lenses(model) else 1.0
-    check_bundle(bundle, reference, manifest.parameters, images, _foreign_paths(run), rounding)
-
-
-def _manifest(run: RunFolder, model, recalibration: Recalibration | None, bundle: Path) -> Manifest:
-    config = run.config
+    recalibration, detector = read_recalibration(run), read_detector(run)
+    manifest = _manifest(run, model, recalibration, detector)
+    write_saved_model(model, image_shape, bundle, manifest.to_served(), recalibration, detector)
     signatures = describe_signatures(tf.saved_model.load(str(bundle)))
-    has_width = "quantiles" in signatures["serving_default"]["outputs"]
     files = [bundle / "saved_model.pb", *sorted((bundle / "variables").iterdir())]
+    sums = {path.relative_to(bundle).as_posix(): file_checksum(path) for path in files}
+    dataclasses.replace(manifest, signatures=signatures, sha256=sums).write(bundle)
+    images = example_images(config["recipe"], config["classes"][0])
+    write_warmup_requests(bundle, images, signatures)
+    outputs = tf.function(outputs_of(model, recalibration, detector))
+    answers = outputs(tf.constant(images), tf.range(len(images), dtype=tf.int64))
+    write_golden(bundle, images, {name: value.numpy() for name, value in answers.items()})
+    check_bundle(bundle, _foreign_paths(run))
+
+
+def _manifest(
+    run: RunFolder, model, recalibration: Recalibration | None, detector: Detector | None
+) -> Manifest:
+    """The manifest but for what only the written bundle tells."""
+    config = run.config
     return Manifest(
         parameters=run.targets,
-        quantile_levels=QUANTILE_LEVELS if has_width else (),
+        quantile_levels=QUANTILE_LEVELS if "quantiles" in model.output else (),
         head=model.get_layer("head").density_config,
         recalibration=recalibration.to_dict() if recalibration else None,
+        ood=detector.describe() if detector else None,
+        tolerance=FIT_TOLERANCE if fits_lenses(model) else TOLERANCE,
         image=ImageContract(tuple(config["image_shape"]), config["pixel_scale"]),
         instrument=config["instrument"],
         recipe=config["recipe"],
@@ -126,9 +128,9 @@ def _manifest(run: RunFolder, model, recalibration: Recalibration | None, bundle
         },
         git_commit=config["git_commit"],
         dlens_tf_version=dlens_tf.__version__,
-        signatures=signatures,
+        signatures={},
         metrics=_metrics(run),
-        sha256={path.relative_to(bundle).as_posix(): file_checksum(path) for path in files},
+        sha256={},
     )
 
 

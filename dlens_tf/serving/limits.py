@@ -5,6 +5,8 @@ They follow from the recipe, so that every card says the same of the same recipe
 
 from collections.abc import Sequence
 
+from dlens_tf.inference.out_of_distribution import FALSE_ALARMS
+from dlens_tf.inference.posterior import OOD_THRESHOLD
 from dlens_tf.models.registry import given_to
 from dlens_tf.simulation.recipes import Recipe
 from dlens_tf.simulation.substructure import Vortex
@@ -19,13 +21,16 @@ _CLASS_NAMES = {
 }
 
 
-def limits_of_use(recipe: Recipe, classes: Sequence[str], front_end: str) -> list[str]:
+def limits_of_use(
+    recipe: Recipe, classes: Sequence[str], front_end: str, has_score: bool = False
+) -> list[str]:
     """Sentences that a user of a model has to know.
 
     Args:
       recipe: of the images that it was trained on.
       classes: classes of substructure that it was trained on.
       front_end: its front end.
+      has_score: whether it gives an out-of-distribution score.
     """
     limits = []
     if recipe.has_fixed_lens:
@@ -62,5 +67,12 @@ def limits_of_use(recipe: Recipe, classes: Sequence[str], front_end: str) -> lis
             "The vortex is a toy: one straight line of point masses through the lens's centre, "
             "whose mass does not depend on the axion's."
         )
-    limits.append("Nothing in an answer tells that an image is unlike the training images.")
+    if has_score:
+        limits.append(
+            f"An `ood_score` above {OOD_THRESHOLD:g} tells that an image is unlike the training "
+            f"images; {FALSE_ALARMS:.0%} of images like them have one too. A lower one is no "
+            "proof: a lens that the recipe lacks may look like those that it has."
+        )
+    else:
+        limits.append("Nothing in an answer tells that an image is unlike the training images.")
     return limits

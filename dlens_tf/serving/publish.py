@@ -93,7 +93,9 @@ def _fill(run: RunFolder, evaluation: Mapping[str, Any], name: str, folder: Path
         cache=run.cache,
         cost=training_cost(run),
         plots=_copy_plots(run, folder),
-        limits=limits_of_use(recipe, config["classes"], front_end),
+        limits=limits_of_use(
+            recipe, config["classes"], front_end, Manifest.read(bundle).ood is not None
+        ),
         commands=_commands(run, evaluation, name, folder),
     )
     (folder / CARD).write_text(model_card(contents), encoding="utf-8")

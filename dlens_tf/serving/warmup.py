@@ -1,14 +1,14 @@
 """Warm-up requests, which TF Serving replays before it takes a new version into service.
 
 A TFRecord of `PredictionLog` protos in the bundle's assets.extra/. One request per signature
-and batch size, with simulated lenses, so that the first user's request finds every kernel
-ready. The largest batch is asked of serve_bytes alone, where it costs no more than one image in
-the file; all signatures run the same kernels.
+and allowed batch size, so that the first user's request finds every kernel ready. A single image
+is a simulated lens; of larger batches all images are the same, which keeps the file small: numbers
+that are all one, or a string that stands for all.
 
 Reference: TF Serving guide, "SavedModel Warmup".
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from dlens_tf.inference.bundle import EXTRA, WARMUP_REQUESTS
 from dlens_tf.simulation.recipes import get_recipe
 from dlens_tf.simulation.simulator import Simulator
 
-BATCH_SIZES = {"serving_default": (1, 8), "serve_density": (1,), "serve_bytes": (1, 8, 32)}
+BATCH_SIZES = (1, 8, 32)
+"""Those that a server is to form, all of them warmed up."""
 _NUM_LENSES = 8
 _MODEL_NAME = "dlens"
 
@@ -35,33 +36,65 @@ def to_bytes(images: np.ndarray) -> list[bytes]:
     return [image.astype("<f4").tobytes() for image in images]
 
 
-def _request(signature: str, key: str, tensor) -> predict_pb2.PredictRequest:
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = _MODEL_NAME
-    request.model_spec.signature_name = signature
-    request.inputs[key].CopyFrom(tensor)
-    return request
+def to_examples(images: np.ndarray) -> list[bytes]:
+    """Images as the signature serve_examples takes them: serialized tf.Examples."""
+
+    def example(image: bytes) -> tf.train.Example:
+        feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[image]))
+        return tf.train.Example(features=tf.train.Features(feature={"image": feature}))
+
+    return [example(image).SerializeToString() for image in to_bytes(images)]
 
 
-def warmup_requests(images: np.ndarray) -> Iterator[predict_pb2.PredictRequest]:
+def inputs_of(signature: str, images: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
+    """What a signature takes for some images.
+
+    Args:
+      signature: one of `signatures.SIGNATURES`.
+      images: float32 [N, H, W, C].
+      seeds: int64 [N].
+    """
+    match signature:
+        case "serve_bytes" | "serve_density_bytes":
+            return {"image_bytes": np.array(to_bytes(images), object)}
+        case "serve_examples":
+            return {"examples": np.array(to_examples(images), object)}
+        case "serve_samples":
+            return {"image": images, "seed": seeds}
+        case "serve_manifest":
+            return {"key": np.array([b""] * len(images), object)}
+        case _:
+            return {"image": images}
+
+
+def warmup_requests(
+    images: np.ndarray, signatures: Iterable[str]
+) -> Iterator[predict_pb2.PredictRequest]:
     """The requests for each signature and batch size, made of some images [N, H, W, C]."""
-    for signature in ("serving_default", "serve_density"):
-        for size in BATCH_SIZES[signature]:
-            batch = np.resize(images, (size, *images.shape[1:]))
-            yield _request(signature, "image", tf.make_tensor_proto(batch))
-    for size in BATCH_SIZES["serve_bytes"]:
-        # One string stands for all of the batch, which keeps the file small.
-        tensor = tf.make_tensor_proto(
-            to_bytes(images[:1]), dtype=tf.string, shape=[size], allow_broadcast=True
-        )
-        yield _request("serve_bytes", "image_bytes", tensor)
+    for signature in signatures:
+        one = inputs_of(signature, images[:1], np.zeros(1, np.int64))
+        for size in BATCH_SIZES:
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name = _MODEL_NAME
+            request.model_spec.signature_name = signature
+            for key, values in one.items():
+                is_string = values.dtype == object
+                request.inputs[key].CopyFrom(
+                    tf.make_tensor_proto(
+                        values if is_string or size == 1 else values.ravel()[:1],
+                        dtype=tf.string if is_string else values.dtype,
+                        shape=[size, *values.shape[1:]],
+                        allow_broadcast=True,
+                    )
+                )
+            yield request
 
 
-def write_warmup_requests(bundle: Path, images: np.ndarray) -> None:
-    """Writes the requests into a bundle."""
+def write_warmup_requests(bundle: Path, images: np.ndarray, signatures: Iterable[str]) -> None:
+    """Writes the requests for a bundle's signatures into it."""
     (bundle / EXTRA).mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(bundle / EXTRA / WARMUP_REQUESTS)) as writer:
-        for request in warmup_requests(images):
+        for request in warmup_requests(images, signatures):
             log = prediction_log_pb2.PredictionLog(
                 predict_log=prediction_log_pb2.PredictLog(request=request)
             )

@@ -10,6 +10,7 @@
     front_end/        kept outputs of the front end, with --cache=front_end
     evaluation/       written by tools/evaluate.py
     recalibration.json  likewise, with --recalibrate
+    out_of_distribution.npz  likewise, see `inference.out_of_distribution`
     export/           written by tools/export.py
 
 The rest is written by tools/train.py.
@@ -61,6 +62,7 @@ class RunFolder:
     metrics_path = property(lambda self: self.path / "metrics.jsonl")
     model_path = property(lambda self: self.path / "model.keras")
     recalibration_path = property(lambda self: self.path / "recalibration.json")
+    detector_path = property(lambda self: self.path / "out_of_distribution.npz")
     evaluation_dir = property(lambda self: self.path / "evaluation")
     export_dir = property(lambda self: self.path / "export")
 

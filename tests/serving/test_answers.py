@@ -119,8 +119,11 @@ def test_bundle_and_evaluation_agree(run, tiny_data_dir):
 
 def test_nothing_changes_without_maps(evaluated_run):
     model = keras.models.load_model(evaluated_run / "model.keras")
-    for name, value in answers(model, None)(IMAGES).items():
-        np.testing.assert_array_equal(value, model(IMAGES)[name])
+    answer = answers(model, None)(IMAGES)
+    for name, value in model(IMAGES).items():
+        np.testing.assert_array_equal(answer[name], value)
+    features = keras.Model(model.input, model.get_layer("head").input)(IMAGES)
+    np.testing.assert_array_equal(answer["features"], features)
 
 
 def test_graph_is_in_the_file_once(run, predictor):

@@ -1,26 +1,16 @@
+import json
 import shutil
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from dlens_tf.errors import UserError
-from dlens_tf.inference.bundle import Manifest
+from dlens_tf.io.files import file_checksum
 from dlens_tf.serving.check import check_bundle
 from dlens_tf.serving.warmup import write_warmup_requests
 
-IMAGES = np.random.default_rng(0).normal(size=(3, 64, 64, 1)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def model(exported_run):
-    keras_model = keras.models.load_model(exported_run / "model.keras")
-
-    def call(images):
-        return {name: np.array(value) for name, value in keras_model(images).items()}
-
-    return call
+GOLDEN = "assets.extra/golden.npz"
 
 
 @pytest.fixture
@@ -28,72 +18,121 @@ def bundle(exported_run, tmp_path):
     return shutil.copytree(exported_run / "export" / "1", tmp_path / "1")
 
 
-def check(bundle, model, **kwargs):
-    check_bundle(bundle, model, Manifest.read(bundle).parameters, IMAGES, **kwargs)
+def change(bundle, name, amount):
+    """Changes what the bundle is expected to answer."""
+    with np.load(bundle / GOLDEN) as arrays:
+        golden = dict(arrays)
+    golden[name][:, 1] += amount
+    np.savez(bundle / GOLDEN, **golden)
 
 
-def test_good_bundle(bundle, model):
-    check(bundle, model)
+def test_good_bundle(bundle):
+    report = "\n".join(check_bundle(bundle))
+    assert "8 signatures" in report and "24 requests replayed" in report
+    assert "to 1e-05 of the prior's width" in report
+
+
+def test_golden_answers_are_the_keras_models(exported_run, bundle):
+    import keras
+
+    model = keras.models.load_model(exported_run / "model.keras")
+    with np.load(bundle / GOLDEN, allow_pickle=False) as golden:
+        outputs = model(golden["image"])
+        for name in ("mean", "stddev", "quantiles", "density"):
+            np.testing.assert_allclose(golden[name], outputs[name], atol=1e-5)
+        features = keras.Model(model.input, model.get_layer("head").input)(golden["image"])
+        np.testing.assert_allclose(golden["features"], features, rtol=1e-5)
+        assert golden["samples"].shape == (8, 256, 2)
 
 
 @pytest.mark.parametrize("name", ["mean", "stddev", "quantiles"])
-@pytest.mark.parametrize("change", [2e-5, np.nan])
-def test_difference_of_one_output(bundle, model, name, change):
-    def shifted(images):
-        outputs = model(images)
-        # The second parameter's prior is 0.7 wide.
-        outputs[name][:, 1] += 0.7 * change
-        return outputs
-
-    with pytest.raises(UserError, match=f"export check failed: {name} from serving_default of 1"):
-        check(bundle, shifted)
+@pytest.mark.parametrize("amount", [2e-5, np.nan])
+def test_difference_of_one_output(bundle, name, amount):
+    change(bundle, name, 0.7 * amount)  # the second parameter's prior is 0.7 wide
+    with pytest.raises(UserError, match=f"export check failed: {name} from serve_bytes of 1"):
+        check_bundle(bundle)
 
 
-def test_tolerance_is_relative_to_the_prior(bundle, model):
-    def shifted(images):
-        outputs = model(images)
-        outputs["stddev"][:, 1] += 0.7 * 0.5e-5
-        return outputs
-
-    check(bundle, shifted)
+def test_tolerance_is_relative_to_the_prior(bundle):
+    change(bundle, "stddev", 0.7 * 0.5e-5)
+    check_bundle(bundle)
 
 
-@pytest.mark.parametrize("change", [2e-4, np.nan])
-def test_difference_of_the_density(bundle, model, change):
-    def shifted(images):
-        outputs = model(images)
-        outputs["density"][:, 1] += change * np.maximum(1.0, np.abs(outputs["density"][:, 1]))
-        return outputs
-
-    with pytest.raises(UserError, match="export check failed: density from serve_density of 1"):
-        check(bundle, shifted)
+@pytest.mark.parametrize("name", ["density", "features", "samples"])
+@pytest.mark.parametrize("amount", [2e-3, np.nan])
+def test_difference_of_other_outputs(bundle, name, amount):
+    change(bundle, name, 100.0 * amount)
+    with pytest.raises(UserError, match=f"export check failed: {name} from serve_"):
+        check_bundle(bundle)
 
 
-def test_missing_output(bundle, model):
-    with pytest.raises(UserError, match=r"gives mean, quantiles, stddev, the model gives mean$"):
-        check(bundle, lambda images: {"mean": model(images)["mean"]})
+def test_missing_output(bundle):
+    with np.load(bundle / GOLDEN) as arrays:
+        np.savez(bundle / GOLDEN, **{k: v for k, v in arrays.items() if k != "stddev"})
+    with pytest.raises(UserError, match=r"gives mean, quantiles, stddev, the model gives mean, q"):
+        check_bundle(bundle)
 
 
-def test_warmup_requests_are_replayed(bundle, model):
+def test_warmup_requests_are_replayed(bundle):
     # Images of another shape than the signature's: only the replay can notice.
-    write_warmup_requests(bundle, np.zeros((1, 32, 32, 1), np.float32))
+    write_warmup_requests(bundle, np.zeros((1, 32, 32, 1), np.float32), ["serving_default"])
     with pytest.raises((UserError, ValueError, tf.errors.OpError)):
-        check(bundle, model)
+        check_bundle(bundle)
 
 
-def test_paths_of_this_machine(bundle, model):
+@pytest.mark.parametrize("name", ["golden.npz", "tf_serving_warmup_requests"])
+def test_missing_and_damaged_files(bundle, name):
+    path = bundle / "assets.extra" / name
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{name} is missing; export the model again"):
+        check_bundle(bundle)
+
+
+def test_damaged_files(bundle):
+    (bundle / GOLDEN).write_bytes(b"PK damaged")
+    with pytest.raises(UserError, match=r"golden\.npz is damaged"):
+        check_bundle(bundle)
+    with open(bundle / "variables" / "variables.data-00000-of-00001", "r+b") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match="its sha256 differs"):
+        check_bundle(bundle)
+
+
+def test_paths_of_this_machine(bundle):
     with pytest.raises(UserError, match="holds a path of this machine, serving_default"):
-        check(bundle, model, foreign_paths=("serving_default",))
+        check_bundle(bundle, foreign_paths=("serving_default",))
 
 
-def test_python_code_is_refused(tmp_path, model):
-    class Module(tf.Module):
-        @tf.function(input_signature=[tf.TensorSpec([None, 64, 64, 1], tf.float32, "image")])
-        def serve(self, image):
-            mean = tf.numpy_function(lambda x: x[:, 0, :2, 0], [image], tf.float32)
-            return {"mean": mean}
+def replace_graph(bundle, function, tmp_path):
+    """Puts another SavedModel into a bundle, with its checksums."""
+    module = tf.Module()
+    spec = tf.TensorSpec([None, 64, 64, 1], tf.float32, "image")
+    serve = tf.function(function, input_signature=[spec])
+    tf.saved_model.save(module, str(tmp_path / "new"), signatures={"serving_default": serve})
+    for name in (
+        "saved_model.pb",
+        *(f"variables/variables.{k}" for k in ("index", "data-00000-of-00001")),
+    ):
+        shutil.copyfile(tmp_path / "new" / name, bundle / name)
+    manifest = json.loads((bundle / "assets.extra" / "dlens_manifest.json").read_text())
+    manifest["sha256"] = {name: file_checksum(bundle / name) for name in manifest["sha256"]}
+    (bundle / "assets.extra" / "dlens_manifest.json").write_text(json.dumps(manifest))
 
-    module = Module()
-    tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": module.serve})
+
+def test_python_code_is_refused(bundle, tmp_path):
+    def serve(image):
+        return {"mean": tf.numpy_function(lambda x: x[:, 0, :2, 0], [image], tf.float32)}
+
+    replace_graph(bundle, serve, tmp_path)
     with pytest.raises(UserError, match="signature serving_default calls Python"):
-        check_bundle(tmp_path, model, None, IMAGES)
+        check_bundle(bundle)
+
+
+def test_paths_in_the_graph_are_refused(bundle, tmp_path):
+    def serve(image):
+        table = tf.constant("/home/someone/data/table.txt")
+        return {"mean": image[:, 0, :2, 0] + tf.cast(tf.strings.length(table), tf.float32)}
+
+    replace_graph(bundle, serve, tmp_path)
+    with pytest.raises(UserError, match=r"path of this machine, /home/someone/data/table\.txt"):
+        check_bundle(bundle)

@@ -9,13 +9,24 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import stats
 
 from dlens_tf.errors import UserError
+from dlens_tf.inference.bundle import Manifest
+from dlens_tf.inference.predictor import Predictor
 from dlens_tf.io.files import file_checksum
 from dlens_tf.serving import export
 from dlens_tf.serving.export import export_run
+from dlens_tf.serving.signatures import SIGNATURES
 
 IMAGES = np.random.default_rng(0).normal(size=(7, 64, 64, 1)).astype(np.float32)
+ANSWERING = [
+    "serving_default",
+    "serve_bytes",
+    "serve_examples",
+    "serve_density",
+    "serve_density_bytes",
+]
 LEVELS = [0.025, 0.16, 0.5, 0.84, 0.975]
 
 
@@ -31,14 +42,25 @@ def expected(exported_run):
 
 
 def inputs(signature: str, batch: int):
-    if signature != "serve_bytes":
+    if signature in ("serving_default", "serve_density"):
         return "image", IMAGES[:batch]
     rows = [image.ravel(order="C").astype("<f4").tobytes() for image in IMAGES[:batch]]
+    if signature == "serve_examples":
+        features = [{"image": bytes_feature(row)} for row in rows]
+        rows = [
+            tf.train.Example(features=tf.train.Features(feature=f)).SerializeToString()
+            for f in features
+        ]
+        return "examples", np.array(rows, dtype=object)
     return "image_bytes", np.array(rows, dtype=object)
 
 
+def bytes_feature(value: bytes):
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+
 def assert_equal(served, expected, batch, signature="serving_default"):
-    has_density = signature == "serve_density"
+    has_density = signature.startswith("serve_density")
     assert set(served) == {"mean", "stddev", "quantiles"} | ({"density"} if has_density else set())
     for name, value in served.items():
         assert value.dtype == np.float32
@@ -48,7 +70,7 @@ def assert_equal(served, expected, batch, signature="serving_default"):
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-@pytest.mark.parametrize("signature", ["serving_default", "serve_bytes", "serve_density"])
+@pytest.mark.parametrize("signature", ANSWERING)
 def test_python_loader_equals_model(bundle, expected, signature, batch):
     loaded = tf.saved_model.load(str(bundle))
     key, value = inputs(signature, batch)
@@ -57,7 +79,7 @@ def test_python_loader_equals_model(bundle, expected, signature, batch):
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-@pytest.mark.parametrize("signature", ["serving_default", "serve_bytes", "serve_density"])
+@pytest.mark.parametrize("signature", ANSWERING)
 def test_session_loader_equals_model(bundle, expected, signature, batch):
     key, value = inputs(signature, batch)
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
@@ -93,6 +115,50 @@ def test_bytes_of_wrong_length_in_a_session(bundle):
             )
 
 
+def test_records_of_a_data_set_are_examples(bundle, tiny_data_dir):
+    [path, *_] = sorted(tiny_data_dir.glob("deeplense/model_ii_instrument/1.0.0/*test*tfrecord*"))
+    records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+    loaded = tf.saved_model.load(str(bundle))
+    served = loaded.signatures["serve_examples"](examples=tf.constant(records))
+    images = [
+        np.frombuffer(
+            tf.train.Example.FromString(r).features.feature["image"].bytes_list.value[0], "<f4"
+        ).reshape(64, 64, 1)
+        for r in records
+    ]
+    expected = loaded.signatures["serving_default"](image=tf.constant(np.stack(images)))
+    np.testing.assert_array_equal(served["mean"], expected["mean"])
+
+
+def test_samples_depend_on_their_own_seed_alone_and_follow_the_posterior(bundle):
+    draw = tf.saved_model.load(str(bundle)).signatures["serve_samples"]
+    images, seeds = tf.constant(np.repeat(IMAGES, 16, axis=0)), tf.range(112, dtype=tf.int64)
+    samples = draw(image=images, seed=seeds)["samples"].numpy()
+    assert samples.shape == (112, 256, 2) and samples.dtype == np.float32
+    alone = draw(image=images[5:6], seed=seeds[5:6])["samples"]
+    np.testing.assert_allclose(samples[5:6], alone, atol=1e-4)
+    posterior = Predictor.load(bundle).predict(IMAGES)
+    for row in range(7):
+        for p in range(2):
+            drawn = np.sort(samples[16 * row : 16 * row + 16, :, p].ravel())
+            levels = posterior.select([row]).cdf(
+                np.repeat(drawn[:, np.newaxis, np.newaxis], 2, axis=-1)
+            )[:, 0, p]
+            assert stats.kstest(levels, "uniform").pvalue > 1e-4
+
+
+def test_manifest_in_the_graph_is_the_bundles(bundle):
+    loaded = tf.saved_model.load(str(bundle))
+    served = loaded.signatures["serve_manifest"](key=tf.constant([b"", b"x"]))["manifest"].numpy()
+    assert served.shape == (2,)
+    manifest, whole = Manifest.from_served(served[1]), Manifest.read(bundle)
+    assert manifest.parameters == whole.parameters and manifest.image == whole.image
+    assert manifest.signatures == {} and manifest.sha256 == {}
+    for text in (b"{", b"[]", b'{"format": 3}'):
+        with pytest.raises(UserError, match="the model's served manifest is damaged"):
+            Manifest.from_served(text)
+
+
 def test_layout_and_manifest(exported_run, bundle):
     files = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
     assert files == {
@@ -102,6 +168,7 @@ def test_layout_and_manifest(exported_run, bundle):
         "variables/variables.data-00000-of-00001",
         "assets.extra/dlens_manifest.json",
         "assets.extra/tf_serving_warmup_requests",
+        "assets.extra/golden.npz",
     }
     manifest = json.loads((bundle / "assets.extra" / "dlens_manifest.json").read_text())
     run = json.loads((exported_run / "run.json").read_text())
@@ -122,8 +189,8 @@ def test_layout_and_manifest(exported_run, bundle):
     }
     assert manifest["git_commit"] == "0" * 40
     assert manifest["metrics"] is None
-    signatures = {"serving_default", "serve_bytes", "serve_density"}
-    assert set(manifest["signatures"]) == signatures
+    assert set(manifest["signatures"]) == set(SIGNATURES)
+    assert manifest["tolerance"] == 1e-5 and manifest["ood"] is None
     density = manifest["signatures"]["serve_density"]["outputs"]["density"]
     assert density == {"dtype": "float32", "shape": [None, 4]}
     assert manifest["signatures"]["serve_bytes"] == {
@@ -185,9 +252,7 @@ def test_failed_check_leaves_nothing(write_run, tmp_path, monkeypatch):
         write(other, *arguments)
 
     monkeypatch.setattr(export, "write_saved_model", write_another)
-    with pytest.raises(
-        UserError, match=r"export check failed: \w+ from serving_default of 1 images"
-    ):
+    with pytest.raises(UserError, match=r"export check failed: \w+ from serve_bytes of 1 images"):
         export_run(run)
     assert sorted(p.name for p in run.iterdir()) == ["model.keras", "run.json"]
 
@@ -245,7 +310,7 @@ def test_saved_model_cli(bundle, expected, tmp_path):
         return done.stdout
 
     text = saved_model_cli("show", "--dir", str(bundle), "--all")
-    for name in ("serving_default", "serve_bytes", "serve_density"):
+    for name in SIGNATURES:
         assert f"signature_def['{name}']" in text
     assert "shape: (-1, 64, 64, 1)" in text
     np.save(tmp_path / "images.npy", IMAGES)

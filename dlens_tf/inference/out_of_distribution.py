@@ -1,0 +1,239 @@
+"""How unlike its training images an image is: a score that is served with every prediction.
+
+Features of an image, in groups:
+
+    image     summary statistics of its pixels, see `evaluation.summaries`
+    fit       what a lens_fit tells of its fit, if the model has one: parameters, how well it fits
+    network   what the network gives to its head
+
+In each group the distance to the training images is Mahalanobis's: that from their mean, in units
+of their covariance. A distance is divided by its 99 % quantile over images like the training ones
+that the network was not trained on; the score is the largest of the groups' distances, divided by
+its own 99 % quantile over these. So it is above 1 for one in a hundred of images like these, and
+for nearly all that are unlike them.
+
+Reference: Lee et al. 2018, arXiv:1807.03888 (Mahalanobis distance of a network's features).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+from dlens_tf.errors import UserError
+from dlens_tf.evaluation.summaries import statistics
+from dlens_tf.inference.posterior import OOD_THRESHOLD
+from dlens_tf.io.files import atomic_write, file_checksum
+from dlens_tf.models.lens_fit import OUTPUTS
+from dlens_tf.models.registry import FITTED
+from dlens_tf.training.run_folder import RunFolder
+
+FALSE_ALARMS = 0.01
+"""Share of images like the training ones whose score is above `OOD_THRESHOLD` all the same."""
+MIN_IMAGES = 100
+"""From fewer no score is learnt."""
+LARGEST = 1e6
+"""The score of images whose features are not finite."""
+
+_SMALLEST_SPREAD = 1e-3  # of a feature, in units of its rms: rounding differs between graphs
+_SMALLEST_VARIANCE = 1e-2  # of a combination of standardised features, for the same reason
+
+Features = Mapping[str, np.ndarray]
+
+
+def with_features(model: keras.Model) -> keras.Model:
+    """A model that gives what scores are made of beside its own outputs.
+
+    Args:
+      model: from `image` [N, H, W, C] to a head's outputs.
+
+    Returns:
+      A model with the same weights, from `image` to a dict of the outputs, and
+      "features/<group>" [N, F] for each group.
+    """
+    image, numbers = model.input, model.get_layer("head").input
+    features = {
+        "image": statistics(image),
+        "network": ops.concatenate(numbers, axis=-1) if isinstance(numbers, list) else numbers,
+    }
+    fits = [layer for layer in model.layers if layer.name == FITTED]
+    if fits:
+        features["fit"] = dict(zip(OUTPUTS, fits[0].output, strict=True))["facts"]
+    named = {f"features/{group}": values for group, values in features.items()}
+    return keras.Model(image, {**model.output, **named})
+
+
+def features_of(outputs: Features) -> dict[str, np.ndarray]:
+    """The features among the outputs of a model made by `with_features`, by group."""
+    prefix = "features/"
+    return {k.removeprefix(prefix): v for k, v in outputs.items() if k.startswith(prefix)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """A group of F features of the training images.
+
+    Attributes:
+      mean: [F].
+      whitening: [F, F]; differences from the mean times this are independent and of unit variance.
+      limit: of the distance.
+    """
+
+    mean: np.ndarray
+    whitening: np.ndarray
+    limit: float = 1.0
+
+    @classmethod
+    def fit(cls, features: np.ndarray) -> "_Group":
+        features = np.asarray(features, np.float64)
+        mean = features.mean(axis=0)
+        rms = np.sqrt((features**2).mean(axis=0))
+        spread = np.hypot(features.std(axis=0), _SMALLEST_SPREAD * rms)
+        spread[spread == 0.0] = 1.0
+        scaled = (features - mean) / spread
+        variance, axes = np.linalg.eigh(scaled.T @ scaled / len(scaled))
+        whitening = axes / np.sqrt(np.maximum(variance, _SMALLEST_VARIANCE))
+        return cls(mean, whitening / spread[:, np.newaxis])
+
+    def distance(self, features):
+        """Of features [N, F], in units of the limit, [N]."""
+        white = ops.matmul(features - self.mean.astype("float32"), self.whitening.astype("float32"))
+        return ops.sqrt(ops.mean(white**2, axis=-1)) / self.limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Detector:
+    """Learnt from training images; scores any.
+
+    Attributes:
+      groups: by name.
+      limit: of the largest distance.
+      num_training: images whose mean and covariance are taken.
+      num_held_out: images whose distances set the limits.
+      model_sha256: checksum of the model whose features these are.
+    """
+
+    groups: Mapping[str, _Group]
+    limit: float
+    num_training: int
+    num_held_out: int
+    model_sha256: str
+
+    @classmethod
+    def fit(cls, training: Features, held_out: Features, model_sha256: str) -> "Detector":
+        """Learns from features of images.
+
+        Args:
+          training: by group, float [N, F].
+          held_out: of other images like these, by group, float [M, F].
+          model_sha256: checksum of the model whose features these are.
+
+        Raises:
+          UserError: if there are fewer than `MIN_IMAGES` of either.
+        """
+        numbers = [len(next(iter(features.values()))) for features in (training, held_out)]
+        if min(numbers) < MIN_IMAGES:
+            raise UserError(
+                f"an out-of-distribution score needs at least {MIN_IMAGES} training and as many "
+                f"validation images, not {numbers[0]} and {numbers[1]}"
+            )
+        groups = {}
+        for name, features in training.items():
+            group = _Group.fit(features)
+            groups[name] = dataclasses.replace(group, limit=_limit(group.distance(held_out[name])))
+        detector = cls(groups, 1.0, *numbers, model_sha256)
+        return dataclasses.replace(detector, limit=_limit(detector.score(held_out)))
+
+    def score(self, features: Mapping):
+        """Scores [N] of features [N, F] by group; tensors or arrays, in float32."""
+        distances = [
+            group.distance(ops.cast(features[name], "float32"))
+            for name, group in self.groups.items()
+        ]
+        largest = ops.max(ops.stack(distances), axis=0) / self.limit
+        return ops.where(largest < LARGEST, largest, LARGEST)  # also of what is no number
+
+    def write(self, path: Path) -> None:
+        """Writes an .npz file."""
+        arrays = {
+            f"{field}/{name}": getattr(group, field)
+            for name, group in self.groups.items()
+            for field in ("mean", "whitening", "limit")
+        }
+        numbers = {
+            field: getattr(self, field)
+            for field in ("limit", "num_training", "num_held_out", "model_sha256")
+        }
+        with atomic_write(path) as partial, open(partial, "wb") as stream:
+            np.savez(stream, allow_pickle=False, **arrays, **numbers)
+
+    @classmethod
+    def read(cls, path: Path) -> "Detector":
+        """Reads what `write` wrote.
+
+        Raises:
+          UserError: if the file is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                groups = {
+                    name: _Group(*(arrays[f"{f}/{name}"] for f in ("mean", "whitening")), limit)
+                    for key in arrays.files
+                    if key.startswith("limit/")
+                    for name, limit in [(key.removeprefix("limit/"), float(arrays[key]))]
+                }
+                return cls(
+                    groups,
+                    float(arrays["limit"]),
+                    int(arrays["num_training"]),
+                    int(arrays["num_held_out"]),
+                    str(arrays["model_sha256"]),
+                )
+        except Exception as error:  # a damaged archive fails in many ways
+            raise UserError(f"{path} is damaged; remove it and evaluate the run again") from error
+
+    def describe(self) -> dict:
+        """What the manifest says of it."""
+        return {
+            "threshold": OOD_THRESHOLD,
+            "false_alarms": FALSE_ALARMS,
+            "groups": list(self.groups),
+            "num_training": self.num_training,
+            "num_held_out": self.num_held_out,
+        }
+
+
+def _limit(values) -> float:
+    return float(np.quantile(ops.convert_to_numpy(values).astype(np.float64), 1.0 - FALSE_ALARMS))
+
+
+def read_detector(run: RunFolder) -> Detector | None:
+    """The detector of a run's present model; None if it has none."""
+    path = run.detector_path
+    if not path.is_file():
+        return None
+    detector = Detector.read(path)
+    return detector if detector.model_sha256 == file_checksum(run.model_path) else None
+
+
+def with_score(model: keras.Model, detector: Detector | None) -> Callable:
+    """A function from images to a model's outputs and, where there is a detector, "ood_score".
+
+    Also "features" [N, F], what the network gives to its head.
+
+    Args:
+      model: from `image` [N, H, W, C] to a head's outputs.
+      detector: of its features.
+    """
+    featured = with_features(model)
+
+    def answer(images):
+        outputs = featured(images, training=False)
+        features = features_of(outputs)
+        result = {name: outputs[name] for name in model.output} | {"features": features["network"]}
+        return result if detector is None else {**result, "ood_score": detector.score(features)}
+
+    return answer
