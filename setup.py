@@ -13,7 +13,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 TOOLS = [
     "build_dataset", "explore", "train", "evaluate", "export", "predict", "quickstart",
-    "benchmark", "tune", "combine", "publish", "results",
+    "benchmark", "tune", "combine", "publish", "results", "serving_kit",
 ]  # fmt: skip
 
 # pyHalo is what dlens_tf's halo populations are tested against; nothing imports it at run time.
@@ -66,6 +66,7 @@ setup(
         },
         "dlens_tf.evaluation": ["report.html"],
         "dlens_tf.saved_models": ["README.md", "*/**"],
+        "dlens_tf.serving": ["kit_files/*"],
         "dlens_tf.simulation": ["data/*.md", "data/*/*.md", "data/*/*.fits", "data/*/*.npy"],
     },
     # Lower bounds: what the code needs, or, of the machine-learning stack, the tested series.
@@ -82,6 +83,7 @@ setup(
         "lenstronomy>=1.14",  # renamed numPix and deltapix
         "matplotlib>=3.9",
         "numpy>=2.2",  # savez takes allow_pickle
+        "requests>=2.31",
         "scipy>=1.13",
         "tensorboard>=2.20",
         "tensorflow>=2.21",

@@ -5,4 +5,4 @@ A suite has `Options`, `run(options)` that yields a row after each measurement, 
 done as the second argument of `run`. `report` writes, reads and prints them.
 """
 
-SUITES = ("simulation", "reading", "training", "information_limit")
+SUITES = ("simulation", "reading", "training", "information_limit", "out_of_distribution")

@@ -1,10 +1,10 @@
-"""Measures speeds and the information limit of recipes, and prints Markdown tables.
+"""Measures speeds, recipes' information limits and models' scores, and prints Markdown tables.
 
     python tools/benchmark.py --suite=simulation --output=simulation.json
 
-Suites: how fast lenses are simulated, read and trained on, and the least error that any network
-can reach (information_limit). Each has its flags; --render prints the tables of an earlier run's
-JSON file.
+Suites: how fast lenses are simulated, read and trained on, the least error that any network can
+reach (information_limit), and whether models notice unlike images (out_of_distribution). Each has
+its flags; --render prints the tables of an earlier run's JSON file.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ flags.DEFINE_integer(
     "images",
     None,
     "simulation: images in a batch (64); reading, training: images in a measurement (20000, 1600); "
-    "information_limit: images of each recipe (200).",
+    "information_limit, out_of_distribution: images of each recipe or case (200).",
     lower_bound=1,
 )
 flags.DEFINE_integer("repeats", None, "Measurements (3; reading, training: 7).", lower_bound=1)
@@ -65,11 +65,27 @@ flags.DEFINE_integer(
     "batch_size", None, "reading, training: images in a batch (64, 32).", lower_bound=1
 )
 flags.DEFINE_integer("core", None, "reading: core to run on (the last one).", lower_bound=0)
-flags.DEFINE_integer("seed", None, "information_limit: of the images (0).", lower_bound=0)
+# Information limit and out-of-distribution scores.
+flags.DEFINE_integer(
+    "seed",
+    None,
+    "information_limit, out_of_distribution: of the images (0, 10000).",
+    lower_bound=0,
+)
+flags.DEFINE_list(
+    "models",
+    None,
+    "out_of_distribution: models, comma-separated, by name or folder (all ready-to-use ones).",
+)
+flags.DEFINE_string(
+    "real_lenses",
+    None,
+    "out_of_distribution: folder of .npy images of real lenses (in a checkout, the tests').",
+)
 
 _SUITE_FLAGS = (
     "images", "repeats", "recipes", "classes", "engines", "cores", "seconds", "data_dir", "config",
-    "num_examples", "batch_size", "core", "seed",
+    "num_examples", "batch_size", "core", "seed", "models", "real_lenses",
 )  # fmt: skip
 
 

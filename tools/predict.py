@@ -3,6 +3,8 @@
     python tools/predict.py --model=axion_model_i --images='data/*.fits' --output=predictions.csv
     python tools/predict.py --model=runs/first/export --images='data/*.fits' \\
         --output=predictions.csv
+    python tools/predict.py --server=http://localhost:8501 --model=dlens \\
+        --images='data/*.fits' --output=predictions.csv
 
 Reads .npy, HDF5 and FITS; writes one row per image as .csv, .ecsv or .h5.
 """
@@ -15,7 +17,14 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "model",
     None,
-    "Name of a ready-to-use model, or an exported one: a bundle, or the folder of its versions.",
+    "Name of a ready-to-use model, or an exported one: a bundle, or the folder of its versions. "
+    "With --server, the name that the server knows it by.",
+)
+flags.DEFINE_string(
+    "server",
+    None,
+    "Model server to ask, TensorFlow Serving or tools/serve.py: http://host:8501 (REST) or "
+    "grpc://host:8500. Default: the model is loaded here.",
 )
 flags.DEFINE_list("images", [], "Image files and quoted patterns, separated by commas.")
 flags.DEFINE_string("output", None, "Catalogue to write: .csv, .ecsv or .h5.")
@@ -25,7 +34,16 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("fits_hdu", None, "Name or number of the FITS HDU; default: the first image.")
 flags.DEFINE_integer(
-    "batch_size", 64, "Images that go through the network together.", lower_bound=1
+    "batch_size",
+    None,
+    "Images that go through the network together; default: 64, or 32 in a server's request.",
+    lower_bound=1,
+)
+flags.DEFINE_float(
+    "timeout",
+    10.0,
+    "Seconds that a server has for each request, with all retries.",
+    lower_bound=0.1,
 )
 
 ROWS_SHOWN = 10
@@ -35,7 +53,7 @@ def main(argv):
     del argv
     patterns = [pattern for pattern in FLAGS.images if pattern]  # "a.npy," has an empty one
     cli.require(model=FLAGS.model, images=patterns, output=FLAGS.output)
-    # All input is checked before TensorFlow is imported.
+    # All input is checked before TensorFlow is imported; but gRPC needs it to ask for the manifest.
     from dlens_tf.hub import find_model
     from dlens_tf.inference.bundle import Manifest
     from dlens_tf.io.catalogues import Column, check_catalogue_path, write_catalogue
@@ -43,10 +61,16 @@ def main(argv):
     from dlens_tf.io.images import read_images
 
     output = check_catalogue_path(FLAGS.output)
-    bundle = find_model(FLAGS.model)
-    manifest = Manifest.read(bundle)
     paths = expand_patterns(patterns)
     check_not_input(output, paths)
+    if FLAGS.server:
+        from dlens_tf.serving import Client
+
+        predictor = Client(FLAGS.server, FLAGS.model, timeout=FLAGS.timeout)
+        manifest = predictor.manifest
+    else:
+        bundle = find_model(FLAGS.model)
+        manifest = Manifest.read(bundle)
     lenses = read_images(
         paths,
         manifest.image,
@@ -55,17 +79,21 @@ def main(argv):
         fits_hdu=FLAGS.fits_hdu,
         progress=len(paths) > ROWS_SHOWN,
     )
-    from dlens_tf.inference.predictor import Predictor
+    if not FLAGS.server:
+        from dlens_tf.inference.predictor import Predictor
 
+        predictor = Predictor.load(bundle)
     names = [f"{file}[{index}]" for file, index in zip(lenses.files, lenses.indices, strict=True)]
-    posterior = Predictor.load(bundle).predict(
-        lenses.images, FLAGS.batch_size, progress=len(lenses) > FLAGS.batch_size, names=names
+    options = {"batch_size": FLAGS.batch_size} if FLAGS.batch_size else {}
+    posterior = predictor.predict(
+        lenses.images, progress=len(lenses) > ROWS_SHOWN, names=names, **options
     )
+    manifest = predictor.manifest  # a server may have loaded a new version meanwhile
     write_catalogue(
         output,
         [Column("file", lenses.files), Column("index", lenses.indices), *posterior.columns()],
         meta={
-            "model": str(bundle),
+            "model": str(predictor if FLAGS.server else bundle),
             "recipe": manifest.recipe,
             "git_commit": manifest.git_commit,
             "dlens_tf_version": manifest.dlens_tf_version,

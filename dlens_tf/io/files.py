@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from dlens_tf.errors import UserError
 
@@ -37,6 +38,13 @@ def expand_patterns(patterns: Iterable[str]) -> list[Path]:
             raise UserError(f"{pattern}: no such file")
         paths.update(dict.fromkeys(Path(match) for match in matches))
     return list(paths)
+
+
+def open_binary(source: Path | BinaryIO) -> contextlib.AbstractContextManager[BinaryIO]:
+    """Opens a path for reading; a stream is taken as it is, and left open."""
+    if isinstance(source, Path):
+        return open(source, "rb")
+    return contextlib.nullcontext(source)
 
 
 def check_readable(path: Path) -> None:

@@ -106,7 +106,7 @@ def read_images(
     for path in tqdm([Path(p) for p in paths], "read", unit="file", disable=hide):
         raw = _read(path, contract, hdf5_dataset, fits_hdu)
         if raw.note and not noted:
-            logging.warning("%s", raw.note)
+            logging.warning("%s; --fits_hdu takes another", raw.note)
             noted = True
         batch = contract.arrange(raw.array, str(path))
         scale = pixel_scale if raw.pixel_scale is None else raw.pixel_scale

@@ -76,10 +76,7 @@ def test_choice_of_hdu(write):
     )
     first = read_fits(path)
     np.testing.assert_array_equal(first.array, IMAGE)
-    assert (
-        "of several images in a file the first is read; --fits_hdu takes: 2 SCI, 3 RMS"
-        in first.note
-    )
+    assert "of several images in a file (2 SCI, 3 RMS) the first is read" in first.note
     for name in ("RMS", "rms", "3"):
         named = read_fits(path, name)
         np.testing.assert_array_equal(named.array, IMAGE + 1)

@@ -1,4 +1,5 @@
 import os
+import socket
 
 import h5py
 import numpy as np
@@ -7,6 +8,8 @@ from astropy.io import fits
 from astropy.table import Table
 
 from dlens_tf.inference.predictor import Predictor
+from dlens_tf.serving.server.app import running
+from dlens_tf.serving.server.options import ModelConfig, ServerOptions
 
 IMAGES = np.random.default_rng(0).normal(size=(14, 64, 64)).astype(np.float32)
 
@@ -66,6 +69,60 @@ def test_ready_to_use_model_by_its_name(run_tool, tmp_path):
     table = Table.read(tmp_path / "out.ecsv")
     assert -25.0 < table["log10_m_axion_mean"][0] < -21.0
     assert table.meta["model"].endswith("axion_model_i/1")
+
+
+@pytest.mark.parametrize("scheme", ["http", pytest.param("grpc", marks=pytest.mark.slow)])
+def test_server_gives_the_same(run_tool, exported_run, images, tmp_path, scheme):
+    model = ModelConfig("lenses", exported_run / "export")
+    options = ServerOptions([model], rest_port=0, grpc_port=0, poll_seconds=0.0)
+    with running(options) as server:
+        port = server.rest_port if scheme == "http" else server.grpc_port
+        url = f"{scheme}://127.0.0.1:{port}"
+        done = run_tool(
+            "predict",
+            f"--server={url}",
+            "--model=lenses",
+            f"--images={images}/*.npy,{images}/c.h5,{images}/d.fits",
+            f"--output={tmp_path / 'out.ecsv'}",
+            "--pixel_scale=0.101",
+            "--batch_size=5",
+            "--timeout=60",
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0].startswith(f"{images}/a.npy[0]  log10_m_axion = -2")
+    table = Table.read(tmp_path / "out.ecsv")
+    assert list(table["index"]) == [0, 0, *range(11), 0]
+    predictor = Predictor.load(exported_run / "export")
+    columns = predictor.predict(IMAGES).columns()
+    assert table.colnames == ["file", "index", *(column.name for column in columns)]
+    for column in columns:
+        np.testing.assert_allclose(table[column.name], column.values, rtol=1e-5, atol=1e-5)
+    assert table.meta["model"] == f"{url}, model 'lenses', version 1"
+    assert table.meta["recipe"] == predictor.manifest.recipe
+
+
+def test_server_that_does_not_answer_is_one_line(run_tool, images, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"  # bound, but not listening
+        for change, message in [
+            ({}, f"{nobody}, model 'lenses': not reachable (Connection refused); see that"),
+            ({"server": "localhost:8501"}, "'localhost:8501' is not a server's URL; valid are"),
+            ({"model": ""}, "flag --model is missing"),
+            ({"timeout": 0}, "flag --timeout=0"),
+        ]:
+            flags = {
+                "server": nobody,
+                "model": "lenses",
+                "images": images / "a.npy",
+                "output": tmp_path / "out.csv",
+                **change,
+            }
+            done = run_tool("predict", *(f"--{name}={value}" for name, value in flags.items()))
+            assert done.returncode == 2
+            assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+            assert done.stdout == ""
+    assert not list(tmp_path.glob("*out*"))
 
 
 class Hostile:

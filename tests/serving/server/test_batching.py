@@ -1,0 +1,197 @@
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dlens_tf.serving.server.batching import Batcher
+from dlens_tf.serving.server.errors import ServingError
+from dlens_tf.serving.server.inputs import Signature, Spec
+
+FOREVER = 600 * 10**6  # microseconds: a test that has to wait for it fails by its length
+
+
+class StandIn:
+    """A model that doubles its input, notes its batches, and can be held up."""
+
+    def __init__(self, axis=None):
+        spec = {"x": Spec(tf.float32, (axis, 2))}
+        self.signatures = {"double": Signature(spec, spec)}
+        self.batches = []
+        self.free = threading.Event()
+        self.free.set()
+        self.started = threading.Event()
+
+    def run(self, signature, inputs):
+        self.started.set()
+        assert self.free.wait(60)
+        self.batches.append(len(inputs["x"]))
+        if (inputs["x"] == 13.0).any():
+            raise tf.errors.InvalidArgumentError(None, None, "thirteen [[{{node x}}]]")
+        return {"x": 2.0 * inputs["x"]}
+
+
+def rows(value, number=1):
+    return {"x": np.full((number, 2), value, np.float32)}
+
+
+def run(test, local_options, model=None, **changes):
+    """Runs test(model, ask, batcher), where ask(rows) is a task that answers."""
+    model = model or StandIn()
+    observed = []
+
+    async def main():
+        options = local_options([], **{"batch_timeout_micros": 1000, **changes})
+        batcher = Batcher(options, lambda model, signature, size: observed.append(size))
+
+        def ask(inputs):
+            return asyncio.create_task(batcher.run(model, "double", inputs))
+
+        try:
+            await test(model, ask, batcher)
+        finally:
+            model.free.set()
+            batcher.close()
+
+    asyncio.run(main())
+    assert observed == model.batches
+    return model.batches
+
+
+async def hold(model, ask):
+    """Has the model at work on one request, so that others gather; returns its task."""
+    model.free.clear()
+    model.started.clear()
+    task = ask(rows(0.0))
+    await asyncio.to_thread(model.started.wait, 60)
+    return task
+
+
+async def gathered(batcher, number):
+    while batcher.waiting < number:
+        await asyncio.sleep(0.001)
+
+
+def test_joins_what_comes_together_and_answers_each(local_options):
+    async def test(model, ask, batcher):
+        first = await hold(model, ask)
+        tasks = [ask(rows(i, 1 + i % 2)) for i in range(5)]  # 1, 2, 1, 2, 1 rows
+        await gathered(batcher, 5)
+        model.free.set()
+        await first
+        for i, task in enumerate(tasks):
+            answer = (await task)["x"]
+            np.testing.assert_array_equal(answer, np.full((1 + i % 2, 2), 2.0 * i))
+
+    assert run(test, local_options, max_batch_size=4) == [1, 4, 3]
+
+
+def test_one_client_alone_never_waits(local_options):
+    async def test(model, ask, batcher):
+        for i in range(5):
+            assert (await ask(rows(i)))["x"][0, 0] == 2.0 * i
+
+    assert run(test, local_options, batch_timeout_micros=FOREVER) == [1] * 5
+
+
+def test_waits_for_clients_that_were_just_answered(local_options):
+    async def test(model, ask, batcher):
+        first = await hold(model, ask)
+        others = [ask(rows(i)) for i in range(3)]
+        await gathered(batcher, 3)
+        model.free.set()
+        await first
+        await asyncio.gather(ask(rows(4.0)), *others)
+
+    assert run(test, local_options, batch_timeout_micros=FOREVER) == [1, 4]
+
+
+def test_parts_large_requests(local_options):
+    async def test(model, ask, batcher):
+        inputs = {"x": np.arange(100.0, 122.0, dtype=np.float32).reshape(11, 2)}
+        np.testing.assert_array_equal((await ask(inputs))["x"], 2.0 * inputs["x"])
+
+    assert run(test, local_options, max_batch_size=4) == [4, 4, 3]
+
+
+def test_refuses_when_too_many_wait(local_options):
+    async def test(model, ask, batcher):
+        first = await hold(model, ask)
+        tasks = [ask(rows(i)) for i in range(2)]
+        await gathered(batcher, 2)
+        with pytest.raises(ServingError, match="2 requests are waiting already") as caught:
+            await ask(rows(9.0))
+        assert (caught.value.code, caught.value.http_status) == ("RESOURCE_EXHAUSTED", 429)
+        model.free.set()
+        await asyncio.gather(first, *tasks)
+        await ask(rows(9.0))
+
+    run(test, local_options, max_enqueued=2)
+
+
+def test_what_is_given_up_is_not_computed(local_options):
+    async def test(model, ask, batcher):
+        first = await hold(model, ask)
+        given_up, other = ask(rows(1.0)), ask(rows(2.0))
+        await gathered(batcher, 2)
+        given_up.cancel()
+        first.cancel()  # at work already: its answer is for nobody
+        await asyncio.wait({given_up, first})
+        assert batcher.waiting == 1
+        model.free.set()
+        assert (await other)["x"][0, 0] == 4.0
+
+    assert run(test, local_options) == [1, 1]
+
+
+def test_a_wrong_request_fails_alone(local_options):
+    async def test(model, ask, batcher):
+        first = await hold(model, ask)
+        tasks = [ask(rows(value)) for value in (12.0, 13.0, 14.0)]
+        await gathered(batcher, 3)
+        model.free.set()
+        answers = await asyncio.gather(first, *tasks, return_exceptions=True)
+        assert answers[1]["x"][0, 0] == 24.0 and answers[3]["x"][0, 0] == 28.0
+        assert (answers[2].code, answers[2].message) == ("INVALID_ARGUMENT", "thirteen")
+
+    assert run(test, local_options) == [1, 3, 1, 1, 1]
+
+
+def test_a_failure_of_tensorflow_is_the_servers(local_options, caplog):
+    class Broken(StandIn):
+        def run(self, signature, inputs):
+            super().run(signature, inputs)
+            raise MemoryError("secret")
+
+    async def test(model, ask, batcher):
+        with pytest.raises(ServingError, match="the server's log says how") as caught:
+            await ask(rows(1.0))
+        assert caught.value.code == "INTERNAL"
+        assert "secret" not in caught.value.message
+
+    run(test, local_options, Broken())
+
+
+def test_signatures_without_a_batch_axis_are_not_joined(local_options):
+    async def test(model, ask, batcher):
+        first = await hold(model, ask)
+        tasks = [ask(rows(i)) for i in range(3)]
+        await gathered(batcher, 3)
+        model.free.set()
+        await first
+        assert [(await task)["x"][0, 0] for task in tasks] == [0.0, 2.0, 4.0]
+
+    assert run(test, local_options, StandIn(axis=1)) == [1] * 4
+
+
+def test_the_end_gives_up_what_waits(local_options):
+    async def test(model, ask, batcher):
+        await hold(model, ask)
+        waiting = ask(rows(1.0))
+        await gathered(batcher, 1)
+        batcher.close()
+        with pytest.raises(ServingError, match="shutting down"):
+            await waiting
+
+    run(test, local_options)
