@@ -40,6 +40,7 @@ benchmark: $(STAMP)  ## the tables of docs/benchmarks.md, on a machine that does
 	$(BIN)/python tools/benchmark.py --suite=simulation $(BENCHMARK_FLAGS)
 	$(BIN)/python tools/benchmark.py --suite=reading $(BENCHMARK_FLAGS)
 	$(BIN)/python tools/benchmark.py --suite=training $(BENCHMARK_FLAGS)
+	$(BIN)/python tools/benchmark.py --suite=serving $(BENCHMARK_FLAGS)
 
 test: $(STAMP)  ## the whole test suite, fast tests first
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(PYTEST_FLAGS)

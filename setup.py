@@ -13,7 +13,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 TOOLS = [
     "build_dataset", "explore", "train", "evaluate", "export", "predict", "quickstart",
-    "benchmark", "tune", "combine", "publish", "results", "serving_kit",
+    "benchmark", "tune", "combine", "publish", "results", "serve", "serving_kit",
 ]  # fmt: skip
 
 # pyHalo is what dlens_tf's halo populations are tested against; nothing imports it at run time.
@@ -22,6 +22,9 @@ TOOLS = [
 # that no release of lenstronomy has (core_collapsed_halo, core_collapsed_halo_bh, king). It
 # declares Click alone, so what else it imports and dlens_tf does not require stands here.
 POPULATIONS = ["pyHalo>=1.3.5,<1.4", "colossus>=1.3", "mcfit>=0.0.18"]
+
+# The local server, tools/serve.py.
+SERVE = ["aiohttp>=3.10", "pillow>=10", "prometheus-client>=0.20"]
 
 # KerasTuner's Bayesian search imports scikit-learn without requiring it.
 TUNE = ["keras-tuner>=1.4.8,<1.5", "scikit-learn>=1.5"]
@@ -67,6 +70,7 @@ setup(
         "dlens_tf.evaluation": ["report.html"],
         "dlens_tf.saved_models": ["README.md", "*/**"],
         "dlens_tf.serving": ["kit_files/*"],
+        "dlens_tf.serving.server": ["page.html"],
         "dlens_tf.simulation": ["data/*.md", "data/*/*.md", "data/*/*.fits", "data/*/*.npy"],
     },
     # Lower bounds: what the code needs, or, of the machine-learning stack, the tested series.
@@ -94,13 +98,16 @@ setup(
     extras_require={
         "beam": ["apache-beam>=2.77"],
         "populations": POPULATIONS,
+        "serve": SERVE,
         "tune": TUNE,
         "dev": [
             *POPULATIONS,
+            *SERVE,
             *TUNE,
             "deprecation",  # tarp imports it without declaring it
             "dill",  # tfds.testing imports it
-            "pillow",
+            "hypothesis>=6.100",
+            "playwright>=1.49",  # drives a Chromium that is installed
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff==0.17.6",  # another release formats and lints differently

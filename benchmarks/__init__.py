@@ -5,4 +5,11 @@ A suite has `Options`, `run(options)` that yields a row after each measurement, 
 done as the second argument of `run`. `report` writes, reads and prints them.
 """
 
-SUITES = ("simulation", "reading", "training", "information_limit", "out_of_distribution")
+SUITES = (
+    "simulation",
+    "reading",
+    "training",
+    "serving",
+    "information_limit",
+    "out_of_distribution",
+)

@@ -37,6 +37,7 @@ NOISIER = 5.0
 SATURATION = 0.3
 """Share of the peak that images are cut at."""
 ALIKE, REAL = "like training", "real lenses"
+"""Names of the two kinds of images that are no `CASES`."""
 RESUMES = True
 """Rows of an earlier run are kept, if they are of the same model and of as many images."""
 
@@ -278,53 +279,40 @@ def run(options: Options, done: Sequence[dict[str, Any]] = ()) -> Iterator[dict[
                 }
 
 
-def _flagged(scores: Sequence[float]) -> int:
-    return sum(score > OOD_THRESHOLD for score in scores)
-
-
 def table(report: Report) -> str:
     """The AUROC of each model and case, and the share of images that are flagged."""
-    models = list(dict.fromkeys(row["model"] for row in report.rows))
     # A later row of the same model and case is of the model as it is now, or of more images.
     scores = {(row["model"], row["case"]): row["scores"] for row in report.rows}
     curves, shares = [], []
-    for model in models:
-        alike = scores.get((model, ALIKE))
-        cases = {case: scores.get((model, case)) for case in CASES}
-        curves.append(
-            [
-                f"`{model}`",
-                *(
-                    "–"
-                    if alike is None or unlike is None
-                    else "{:.3f} ± {:.3f}".format(*auroc(unlike, alike))
-                    for unlike in cases.values()
-                ),
-            ]
-        )
-        real = scores.get((model, REAL))
-        shares.append(
-            [
-                f"`{model}`",
-                *(
-                    "–" if found is None else _percent(_flagged(found), len(found))
-                    for found in (alike, *cases.values())
-                ),
-                "–" if real is None else f"{_flagged(real)} of {len(real)}",
-            ]
-        )
+    for model in dict.fromkeys(model for model, _ in scores):
+        alike, real = scores.get((model, ALIKE)), scores.get((model, REAL))
+        unlike = [scores.get((model, case)) for case in CASES]
+        curves.append([f"`{model}`", *(_auroc_cell(found, alike) for found in unlike)])
+        real_cell = f"{_flagged(real)} of {len(real)}" if real else "–"
+        shares.append([f"`{model}`", *map(_share_cell, (alike, *unlike)), real_cell])
     settings = report.settings
     return "\n\n".join(
         [
-            f"AUROC of the score, against images like the training ones "
-            f"({settings['images']} images each, seed {settings['seed']})",
+            "AUROC of the score, against images like the training ones "
+            f"({settings['images']} of each kind, seed {settings['seed']})",
             markdown_table(["model", *CASES], curves),
-            f"Images that are flagged, with a score above {OOD_THRESHOLD:g}, of {ALIKE} ones "
-            "by mistake",
+            f"Images that are flagged, with a score above {OOD_THRESHOLD:g}: false alarms where "
+            "they are like the training ones",
             markdown_table(["model", ALIKE, *CASES, REAL], shares),
         ]
     )
 
 
-def _percent(number: int, total: int) -> str:
-    return f"{100.0 * number / total:.1f} %"
+def _flagged(scores: Sequence[float]) -> int:
+    return sum(score > OOD_THRESHOLD for score in scores)
+
+
+def _share_cell(scores: Sequence[float] | None) -> str:
+    return f"{100.0 * _flagged(scores) / len(scores):.1f} %" if scores else "–"
+
+
+def _auroc_cell(unlike: Sequence[float] | None, alike: Sequence[float] | None) -> str:
+    if not unlike or not alike:
+        return "–"
+    value, error = auroc(unlike, alike)
+    return f"{value:.3f} ± {error:.3f}"

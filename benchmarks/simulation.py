@@ -9,15 +9,14 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 from dlens_tf.benchmarks import cores
 from dlens_tf.benchmarks import simulation_worker as worker
+from dlens_tf.benchmarks.processes import fresh_process, result
 from dlens_tf.benchmarks.report import Report, markdown_table, summary
 from dlens_tf.benchmarks.simulation_worker import Case
 from tqdm import tqdm
@@ -90,12 +89,7 @@ def _classes(recipe: str, wanted: Sequence[str]) -> list[str]:
 
 
 def _result(future: Future) -> Any:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a measuring process died (out of memory?); fewer --images take less memory"
-        ) from error
+    return result(future, "fewer --images take less memory")
 
 
 class _Team(NamedTuple):
@@ -109,21 +103,8 @@ class _Team(NamedTuple):
         return [_result(f) for f in [pool.submit(function, *arguments) for pool in self.pools]]
 
 
-@contextlib.contextmanager
-def _process(core: int | None) -> Iterator[ProcessPoolExecutor]:
-    """A fresh process, which is gone afterwards, however it ends."""
-    others = set(multiprocessing.active_children())
-    # Spawned rather than forked, so that its memory is its own.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(1, context, worker.start, (core,))
-    pool.submit(os.getpid)  # starts it
-    mine = set(multiprocessing.active_children()) - others
-    try:
-        yield pool
-    finally:
-        for process in mine:
-            process.terminate()
-        pool.shutdown(cancel_futures=True)
+def _process(core: int | None) -> contextlib.AbstractContextManager[ProcessPoolExecutor]:
+    return fresh_process(worker.start, core)
 
 
 class _Recipe:

@@ -9,11 +9,11 @@ import importlib
 import math
 import os
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from dlens_tf.benchmarks import cores
+from dlens_tf.benchmarks.processes import peak_memory_mb
 
 from dlens_tf.errors import UserError
 from dlens_tf.quiet import silence_tensorflow
@@ -114,12 +114,6 @@ def _scenes(case: Case, indices) -> list:
     return [draw(recipe, case.dm_class, SEED, index, galaxies) for index in indices]
 
 
-def _memory_mb() -> float:
-    """Highest memory of this process; unlike ru_maxrss never that of its parent."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-
 def start(core: int | None) -> None:
     """Begins a process: bound to a core and without GPU, or free and with it if `core` is None."""
     follow_parent()
@@ -160,7 +154,7 @@ def prepare(cases: list[Case], most_seconds: float) -> Start:
         importlib.import_module("dlens_tf.simulation.fast_engine")
     else:
         importlib.import_module("lenstronomy.SimulationAPI.sim_api")
-    imports_mb = _memory_mb()
+    imports_mb = peak_memory_mb()
     compile_seconds = 0.0
     try:
         _engine(cases[0].engine, cases[0].recipe)
@@ -176,7 +170,7 @@ def prepare(cases: list[Case], most_seconds: float) -> Start:
             _simulate(case, [index])
             if time.perf_counter() - begin > most_seconds / len(cases):
                 break
-    return Start(None, compile_seconds, _memory_mb(), imports_mb)
+    return Start(None, compile_seconds, peak_memory_mb(), imports_mb)
 
 
 def warm_up(case: Case) -> float:

@@ -2,9 +2,9 @@
 
     python tools/benchmark.py --suite=simulation --output=simulation.json
 
-Suites: how fast lenses are simulated, read and trained on, the least error that any network can
-reach (information_limit), and whether models notice unlike images (out_of_distribution). Each has
-its flags; --render prints the tables of an earlier run's JSON file.
+Suites: how fast lenses are simulated, read and trained on, how fast a model answers (serving), the
+least error that any network can reach (information_limit), and whether models notice unlike images
+(out_of_distribution). Each has its flags; --render prints the tables of an earlier run's JSON file.
 """
 
 import dataclasses
@@ -31,7 +31,9 @@ flags.DEFINE_integer(
     "information_limit, out_of_distribution: images of each recipe or case (200).",
     lower_bound=1,
 )
-flags.DEFINE_integer("repeats", None, "Measurements (3; reading, training: 7).", lower_bound=1)
+flags.DEFINE_integer(
+    "repeats", None, "Measurements (simulation, serving: 3; reading, training: 7).", lower_bound=1
+)
 # Simulation.
 flags.DEFINE_list(
     "recipes",
@@ -43,7 +45,10 @@ flags.DEFINE_list("classes", None, "simulation: classes (each recipe's first wit
 flags.DEFINE_list("engines", None, "simulation: engines (lenstronomy,fast).")
 flags.DEFINE_list("cores", None, "simulation: numbers of cores to measure on (1,2).")
 flags.DEFINE_float(
-    "seconds", None, "simulation: that a measurement lasts at least (0.3).", lower_bound=0.0
+    "seconds",
+    None,
+    "simulation, serving: that a measurement lasts at least (0.3, 2).",
+    lower_bound=0.0,
 )
 # Reading and training.
 flags.DEFINE_string(
@@ -65,6 +70,17 @@ flags.DEFINE_integer(
     "batch_size", None, "reading, training: images in a batch (64, 32).", lower_bound=1
 )
 flags.DEFINE_integer("core", None, "reading: core to run on (the last one).", lower_bound=0)
+# Serving.
+flags.DEFINE_string(
+    "model",
+    None,
+    "serving: a ready-to-use model, or an exported one's folder in its run folder "
+    "(axion_model_ii).",
+)
+flags.DEFINE_list(
+    "concurrency", None, "serving: numbers of clients that ask at the same time (1,4,16)."
+)
+flags.DEFINE_list("batch_sizes", None, "serving: numbers of images in a request (1,8,32).")
 # Information limit and out-of-distribution scores.
 flags.DEFINE_integer(
     "seed",
@@ -85,7 +101,8 @@ flags.DEFINE_string(
 
 _SUITE_FLAGS = (
     "images", "repeats", "recipes", "classes", "engines", "cores", "seconds", "data_dir", "config",
-    "num_examples", "batch_size", "core", "seed", "models", "real_lenses",
+    "num_examples", "batch_size", "core", "model", "concurrency", "batch_sizes", "seed", "models",
+    "real_lenses",
 )  # fmt: skip
 
 
@@ -98,11 +115,12 @@ def _options() -> Any:
     for name in given:
         if name not in known:
             raise UserError(f"--{name} is no flag of --suite={FLAGS.suite}; leave it out")
-    if "cores" in given:
-        try:
-            given["cores"] = tuple(map(int, given["cores"]))
-        except ValueError:
-            raise UserError("--cores needs whole numbers, for example 1,2") from None
+    for name in ("cores", "concurrency", "batch_sizes"):
+        if name in given:
+            try:
+                given[name] = tuple(map(int, given[name]))
+            except ValueError:
+                raise UserError(f"--{name} needs whole numbers, for example 1,2") from None
     return suite.Options(**given)
 
 

@@ -2,7 +2,7 @@
 
     python tools/serve.py --model_base=models/dlens
     python tools/serve.py --model_base=saved_models --rest_port=8501 --grpc_port=8500
-    python tools/serve.py --models_config=serving/models.config
+    python tools/serve.py --models_config=models.config
 
 For development and tests, and a page to try a model at http://localhost:8501/. The production
 server is TensorFlow Serving, which takes the same folders and answers the same requests.

@@ -34,12 +34,12 @@ def main(argv):
     stable = kit.parse_versions("stable", FLAGS.stable)
     canary = kit.parse_versions("canary", FLAGS.canary)
     models = kit.find_models(FLAGS.models, stable, canary)
-    from dlens_tf.serving.warmup import BATCH_SIZES
+    from dlens_tf.inference.bundle import WARMUP_BATCH_SIZES
 
     files = kit.kit_files(
         models,
         kit.path_between(FLAGS.output, FLAGS.models),
-        kit.Settings(BATCH_SIZES, cpus=FLAGS.cpus, memory_gib=FLAGS.memory_gib),
+        kit.Settings(WARMUP_BATCH_SIZES, cpus=FLAGS.cpus, memory_gib=FLAGS.memory_gib),
     )
     if FLAGS.check:
         kit.check_kit(files, FLAGS.output)

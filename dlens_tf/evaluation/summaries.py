@@ -55,13 +55,13 @@ def _ratio(numerator, denominator):
 def _one_channel(images):
     """Statistics, a list of len(NAMES) arrays [N], of images [N, H, W]."""
     height, width = images.shape[1:]
-    y, x = np.meshgrid(np.linspace(-1.0, 1.0, height), np.linspace(-1.0, 1.0, width), indexing="ij")
-    border = np.flatnonzero(np.maximum(np.abs(x), np.abs(y)) >= 0.8)
-    radius, angle = np.hypot(x, y).ravel(), np.arctan2(y, x).ravel()
-    annulus = np.floor(radius * NUM_ANNULI).astype(int)
-
-    def constant(values):
-        return ops.cast(ops.convert_to_tensor(values), images.dtype)
+    # Computed in the graph, which would be large with a picture for each constant.
+    x, y = (ops.linspace(-1.0, 1.0, n, dtype=images.dtype) for n in (width, height))
+    x, y = (ops.reshape(v, (-1,)) for v in ops.meshgrid(x, y))
+    rows, columns = (np.abs(np.linspace(-1.0, 1.0, n)) >= 0.8 for n in (height, width))
+    border = np.flatnonzero(rows[:, None] | columns)
+    radius, angle = ops.sqrt(x**2 + y**2), ops.arctan2(y, x)
+    annulus = ops.floor(radius * NUM_ANNULI)
 
     flat = ops.reshape(images, (-1, height * width))
     around = ops.take(flat, border, axis=1)
@@ -74,17 +74,16 @@ def _one_channel(images):
     flux = ops.sum(signal, axis=1)
 
     weights = ops.maximum(signal - 2.0 * rms[:, None], 0.0)
-    x, y = constant(x.ravel()), constant(y.ravel())
     centroid_x, centroid_y = _weighted(weights, x), _weighted(weights, y)
     dx, dy = x - centroid_x[:, None], y - centroid_y[:, None]
     xx, yy, xy = (_weighted(weights, v) for v in (dx * dx, dy * dy, dx * dy))
     size = xx + yy
 
-    rings = [constant(annulus == i) for i in range(NUM_ANNULI)]
+    rings = [ops.cast(annulus == i, images.dtype) for i in range(NUM_ANNULI)]
     shares = ops.stack([_weighted(weights, ring) for ring in rings], axis=1)
     brightest = ops.one_hot(ops.argmax(shares, axis=1), NUM_ANNULI, dtype=images.dtype)
     in_ring = weights * ops.matmul(brightest, ops.stack(rings))
-    waves = {m: (constant(np.cos(m * angle)), constant(np.sin(m * angle))) for m in _ORDERS}
+    waves = {m: (ops.cos(m * angle), ops.sin(m * angle)) for m in _ORDERS}
 
     turned = ops.reshape(ops.flip(images, axis=(1, 2)), (-1, height * width))
     inner = images[:, 1:-1, 1:-1]

@@ -26,6 +26,8 @@ MANIFEST = "dlens_manifest.json"
 WARMUP_REQUESTS = "tf_serving_warmup_requests"
 GOLDEN = "golden.npz"
 CARD = "README.md"
+WARMUP_BATCH_SIZES = (1, 8, 32)
+"""Those that a server is to form, all of them warmed up."""
 MANIFEST_FORMAT = 3
 _NOT_SERVED = {"signatures": {}, "metrics": None, "sha256": {}}
 """What the manifest in the graph can't have, or no client needs; and what stands for it."""

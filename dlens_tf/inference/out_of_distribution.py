@@ -24,7 +24,7 @@ import numpy as np
 from keras import ops
 
 from dlens_tf.errors import UserError
-from dlens_tf.evaluation.summaries import statistics
+from dlens_tf.evaluation.summaries import NAMES, statistics
 from dlens_tf.inference.posterior import OOD_THRESHOLD
 from dlens_tf.io.files import atomic_write, file_checksum
 from dlens_tf.models.lens_fit import OUTPUTS
@@ -44,6 +44,16 @@ _SMALLEST_VARIANCE = 1e-2  # of a combination of standardised features, for the 
 Features = Mapping[str, np.ndarray]
 
 
+class _Statistics(keras.layers.Layer):
+    """`summaries.statistics` as a layer, so that what it computes of no image is in the graph."""
+
+    def call(self, images):
+        return statistics(images)
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], input_shape[-1] * len(NAMES))
+
+
 def with_features(model: keras.Model) -> keras.Model:
     """A model that gives what scores are made of beside its own outputs.
 
@@ -56,14 +66,15 @@ def with_features(model: keras.Model) -> keras.Model:
     """
     image, numbers = model.input, model.get_layer("head").input
     features = {
-        "image": statistics(image),
+        "image": _Statistics()(image),
         "network": ops.concatenate(numbers, axis=-1) if isinstance(numbers, list) else numbers,
     }
     fits = [layer for layer in model.layers if layer.name == FITTED]
     if fits:
         features["fit"] = dict(zip(OUTPUTS, fits[0].output, strict=True))["facts"]
     named = {f"features/{group}": values for group, values in features.items()}
-    return keras.Model(image, {**model.output, **named})
+    # The name stands before that of every op in a graph: a long one makes it large.
+    return keras.Model(image, {**model.output, **named}, name="m")
 
 
 def features_of(outputs: Features) -> dict[str, np.ndarray]:
@@ -78,12 +89,16 @@ class _Group:
 
     Attributes:
       mean: [F].
-      whitening: [F, F]; differences from the mean times this are independent and of unit variance.
+      spread: [F], that differences from the mean are divided by.
+      axes: [F, K], the directions in which these vary more than `_SMALLEST_VARIANCE`, each as
+        long as makes (|x|² / _SMALLEST_VARIANCE - |x·axes|²) the squared distance. They are fewer
+        than F, often by much, and so is what a graph has to hold.
       limit: of the distance.
     """
 
     mean: np.ndarray
-    whitening: np.ndarray
+    spread: np.ndarray
+    axes: np.ndarray
     limit: float = 1.0
 
     @classmethod
@@ -95,13 +110,17 @@ class _Group:
         spread[spread == 0.0] = 1.0
         scaled = (features - mean) / spread
         variance, axes = np.linalg.eigh(scaled.T @ scaled / len(scaled))
-        whitening = axes / np.sqrt(np.maximum(variance, _SMALLEST_VARIANCE))
-        return cls(mean, whitening / spread[:, np.newaxis])
+        varied = variance > _SMALLEST_VARIANCE
+        excess = 1.0 / _SMALLEST_VARIANCE - 1.0 / variance[varied]
+        return cls(mean, spread, axes[:, varied] * np.sqrt(excess))
 
     def distance(self, features):
         """Of features [N, F], in units of the limit, [N]."""
-        white = ops.matmul(features - self.mean.astype("float32"), self.whitening.astype("float32"))
-        return ops.sqrt(ops.mean(white**2, axis=-1)) / self.limit
+        mean, spread, axes = map(np.float32, (self.mean, self.spread, self.axes))
+        x = (features - mean) / spread
+        square = ops.sum(x**2, axis=-1) / _SMALLEST_VARIANCE
+        square -= ops.sum(ops.matmul(x, axes) ** 2, axis=-1)
+        return ops.sqrt(ops.maximum(square, 0.0) / len(mean)) / self.limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +180,7 @@ class Detector:
         arrays = {
             f"{field}/{name}": getattr(group, field)
             for name, group in self.groups.items()
-            for field in ("mean", "whitening", "limit")
+            for field in ("mean", "spread", "axes", "limit")
         }
         numbers = {
             field: getattr(self, field)
@@ -179,12 +198,9 @@ class Detector:
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                groups = {
-                    name: _Group(*(arrays[f"{f}/{name}"] for f in ("mean", "whitening")), limit)
-                    for key in arrays.files
-                    if key.startswith("limit/")
-                    for name, limit in [(key.removeprefix("limit/"), float(arrays[key]))]
-                }
+                fields = ("mean", "spread", "axes", "limit")
+                names = [k.removeprefix("mean/") for k in arrays.files if k.startswith("mean/")]
+                groups = {name: _Group(*(arrays[f"{f}/{name}"] for f in fields)) for name in names}
                 return cls(
                     groups,
                     float(arrays["limit"]),

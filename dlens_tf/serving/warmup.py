@@ -1,9 +1,9 @@
 """Warm-up requests, which TF Serving replays before it takes a new version into service.
 
 A TFRecord of `PredictionLog` protos in the bundle's assets.extra/. One request per signature
-and allowed batch size, so that the first user's request finds every kernel ready. A single image
-is a simulated lens; of larger batches all images are the same, which keeps the file small: numbers
-that are all one, or a string that stands for all.
+and allowed batch size, so that the first user's request finds every kernel ready. serving_default
+is asked for a simulated lens; else images are of one number, or one string stands for all, which
+keeps the file small.
 
 Reference: TF Serving guide, "SavedModel Warmup".
 """
@@ -15,18 +15,19 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from dlens_tf.inference.bundle import EXTRA, WARMUP_REQUESTS
-from dlens_tf.simulation.recipes import get_recipe
-from dlens_tf.simulation.simulator import Simulator
+from dlens_tf.inference.bundle import EXTRA, WARMUP_BATCH_SIZES, WARMUP_REQUESTS
 
-BATCH_SIZES = (1, 8, 32)
-"""Those that a server is to form, all of them warmed up."""
-_NUM_LENSES = 8
+FIRST = "serving_default"
+_NUM_LENSES = 3
 _MODEL_NAME = "dlens"
 
 
 def example_images(recipe: str, dm_class: str) -> np.ndarray:
-    """A few simulated lenses of a recipe, float32 [8, H, W, C], the same on every call."""
+    """A few simulated lenses of a recipe, float32 [3, H, W, C], the same on every call."""
+    # Who only replays requests needs no simulator.
+    from dlens_tf.simulation.recipes import get_recipe
+    from dlens_tf.simulation.simulator import Simulator
+
     lenses = Simulator(get_recipe(recipe)).simulate_many(dm_class, 0, range(_NUM_LENSES))
     return np.stack([lens.image for lens in lenses])
 
@@ -73,7 +74,8 @@ def warmup_requests(
     """The requests for each signature and batch size, made of some images [N, H, W, C]."""
     for signature in signatures:
         one = inputs_of(signature, images[:1], np.zeros(1, np.int64))
-        for size in BATCH_SIZES:
+        is_first = signature == FIRST
+        for size in WARMUP_BATCH_SIZES:
             request = predict_pb2.PredictRequest()
             request.model_spec.name = _MODEL_NAME
             request.model_spec.signature_name = signature
@@ -81,7 +83,7 @@ def warmup_requests(
                 is_string = values.dtype == object
                 request.inputs[key].CopyFrom(
                     tf.make_tensor_proto(
-                        values if is_string or size == 1 else values.ravel()[:1],
+                        values if is_string or (size == 1 and is_first) else values.ravel()[:1],
                         dtype=tf.string if is_string else values.dtype,
                         shape=[size, *values.shape[1:]],
                         allow_broadcast=True,

@@ -21,8 +21,9 @@ from google.protobuf import (
 from tensorflow_serving.config import model_server_config_pb2
 
 from dlens_tf.errors import UserError
+from dlens_tf.inference.bundle import WARMUP_BATCH_SIZES as BATCH_SIZES
 from dlens_tf.serving import client, kit
-from dlens_tf.serving.warmup import BATCH_SIZES, read_warmup_requests
+from dlens_tf.serving.warmup import read_warmup_requests
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "serving"

@@ -6,6 +6,7 @@
     batching.py       `Batcher`: joins concurrent requests
     json_tensors.py   tensors as TensorFlow Serving's JSON
     rest.py, rpc.py   the two protocols, and protos.py, the messages that both answer with
+    bodies.py         bodies of requests, within the limits
     page.py           the page at /
     metrics.py        Prometheus metrics
     app.py            `Server`: all of it together

@@ -8,6 +8,7 @@ Example:
 import asyncio
 import concurrent.futures
 import contextlib
+import logging as log_records
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +25,11 @@ from dlens_tf.serving.server.inputs import Tensors, check_inputs, num_bytes, off
 from dlens_tf.serving.server.metrics import Metrics
 from dlens_tf.serving.server.models import ModelStore, ServedModel
 from dlens_tf.serving.server.options import ServerOptions
+
+# aiohttp would log a traceback for each client that speaks no HTTP; failures of the server's own
+# are logged where they are answered.
+_HTTP_LOG = log_records.getLogger("dlens_tf.serving.http")
+_HTTP_LOG.setLevel(log_records.CRITICAL)
 
 
 class _Refused(asyncio.Protocol):
@@ -119,6 +125,7 @@ class Server:
             rest.make_app(*parts),
             handler_cancellation=True,
             access_log=None,
+            logger=_HTTP_LOG,
             keepalive_timeout=options.idle_seconds,
             shutdown_timeout=options.grace_seconds,
         )

@@ -32,7 +32,7 @@ from dlens_tf.inference.posterior import Posterior
 from dlens_tf.inference.predictor import check_outputs, posterior_from_outputs
 from dlens_tf.io.upload import Upload, display_name, max_bytes, read_upload
 from dlens_tf.parameters import Parameter, prior_to_dict
-from dlens_tf.serving.server import rest
+from dlens_tf.serving.server.bodies import read_body
 from dlens_tf.serving.server.errors import ServingError, invalid
 from dlens_tf.serving.server.models import ModelStore, ServedModel
 
@@ -113,7 +113,7 @@ class _Page:
     async def predict(self, request: web.Request) -> web.Response:
         name = request.query.get("model", "")
         number = request.query.get("example")
-        body = await rest.read_body(request)
+        body = await read_body(request)
         try:
             with self._store.get(name) as model:
                 if number is None:

@@ -20,6 +20,7 @@ from absl import logging
 from aiohttp import web
 
 from dlens_tf.serving.server import json_tensors, page, protos
+from dlens_tf.serving.server.bodies import OPTIONS, read_body
 from dlens_tf.serving.server.errors import ServingError, invalid
 from dlens_tf.serving.server.inputs import Tensors, find_signature, offload
 from dlens_tf.serving.server.metrics import CONTENT_TYPE, Metrics
@@ -29,41 +30,11 @@ from dlens_tf.serving.server.options import ServerOptions
 Predict = Callable[[ServedModel, str, Tensors], Awaitable[Tensors]]
 """Checks and answers a request: (model, signature, inputs) to outputs."""
 
-_OPTIONS = web.AppKey("options", ServerOptions)
 _PATH = re.compile(
     r"/v1/models/(?P<name>[^/:]+)"
     r"(?:/versions/(?P<version>[0-9]{1,18})|/labels/(?P<label>[^/:]+))?"
     r"(?P<verb>/metadata|:predict|:classify|:regress)?"
 )
-
-
-async def read_body(request: web.Request) -> bytes:
-    """The body of a request, within the server's limits.
-
-    Raises:
-      ServingError: if it is too large, or the client too slow.
-    """
-    options = request.app[_OPTIONS]
-    too_large = ServingError(
-        "RESOURCE_EXHAUSTED",
-        f"the request is larger than {options.max_request_bytes} bytes",
-        http_status=413,
-    )
-    if (request.content_length or 0) > options.max_request_bytes:
-        raise too_large
-    try:
-        async with asyncio.timeout(options.read_seconds):
-            return await request.read()
-    except web.HTTPRequestEntityTooLarge as error:
-        raise too_large from error
-    except TimeoutError as error:
-        raise ServingError(
-            "DEADLINE_EXCEEDED",
-            f"the request did not arrive within {options.read_seconds:g} s",
-            http_status=408,
-        ) from error
-    except web.RequestPayloadError as error:
-        raise invalid("the body is damaged") from error
 
 
 def _error(status: int, message: str) -> web.Response:
@@ -89,7 +60,7 @@ async def _answer(
         logging.exception("a request failed")
         response = _error(500, "the server failed; its log says how")
     try:
-        async with asyncio.timeout(request.app[_OPTIONS].read_seconds):
+        async with asyncio.timeout(request.app[OPTIONS].read_seconds):
             await response.prepare(request)
             await response.write_eof()
     except TimeoutError:
@@ -111,7 +82,7 @@ def make_app(
     """
     metrics = Metrics(store) if metrics is None else metrics
     app = web.Application(middlewares=[_answer], client_max_size=options.max_request_bytes)
-    app[_OPTIONS] = options
+    app[OPTIONS] = options
     models = _Models(store, predict, metrics)
 
     async def healthz(request: web.Request) -> web.Response:

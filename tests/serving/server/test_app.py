@@ -52,7 +52,7 @@ def serving(base, local_options, connect, **changes):
         client = connect(server)
         client.server = server
         yield client
-        client.channel.close()
+    client.channel.close()
 
 
 def body(images):

@@ -263,7 +263,7 @@ def page(browser, url):
     asked, failures = [], []
     tab.on("request", lambda request: asked.append(request.url))
     tab.on("pageerror", lambda error: failures.append(str(error)))
-    tab.on("console", lambda message: failures.append(message.text))
+    tab.on("console", lambda m: failures.append(m.text) if m.type == "error" else None)
     tab.goto(url)
     tab.get_by_role("button", name="Example lens 1").wait_for()
     yield tab

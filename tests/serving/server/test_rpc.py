@@ -161,5 +161,7 @@ def test_metrics_know_grpc(client, images):
         client.predictions.Predict(predict_pb2.PredictRequest(), timeout=60)
     text = client.rest("/metrics").text
     counts = "dlens_serving_requests_total"
-    assert f'{counts}{{code="OK",model="small",protocol="grpc",signature="serving_default"}}' in text
+    assert (
+        f'{counts}{{code="OK",model="small",protocol="grpc",signature="serving_default"}}' in text
+    )
     assert f'{counts}{{code="INVALID_ARGUMENT",model="",protocol="grpc",signature=""}}' in text

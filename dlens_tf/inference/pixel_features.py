@@ -1,0 +1,68 @@
+"""What pixels are like that no lens decides: their noise, its correlation, and flat tops.
+
+Few numbers that hardly differ between images of one kind, and that saturated images, or such of
+other exposures, pixels or resamplings, do not share. In keras.ops, to be served in a graph.
+"""
+
+import numpy as np
+from keras import ops
+
+NAMES = (
+    "log_noise",  # of the median |second difference along both axes|, in the border
+    "log_noise_binned",  # the same of the image's mean over 2 × 2 pixels
+    "log_flatness",  # of 1 - t / p: p the peak, t such that 0.5 % of the pixels are brighter
+)
+"""Names of the features of one channel, in order."""
+
+_BORDER = 0.6  # of the half side: farther out, light varies less from pixel to pixel than noise
+_BRIGHT = 0.005
+_SMALLEST_STEP = 1e-3  # below the peak, in its units
+_SMALLEST_NOISE = 1e-6  # in units of the peak: float32 ends there
+
+
+def _noise(images):
+    """Median roughness [N] of the border of images [N, H, W]."""
+    # What varies slowly along either axis has next to none.
+    rows = images[:, :-2] - 2.0 * images[:, 1:-1] + images[:, 2:]
+    rough = rows[:, :, :-2] - 2.0 * rows[:, :, 1:-1] + rows[:, :, 2:]
+    height, width = rough.shape[1:]
+    y, x = np.meshgrid(np.linspace(-1.0, 1.0, height), np.linspace(-1.0, 1.0, width), indexing="ij")
+    border = np.flatnonzero(np.maximum(np.abs(x), np.abs(y)) >= _BORDER)
+    around = ops.take(ops.reshape(rough, (-1, height * width)), border, axis=1)
+    return _kth_largest(ops.abs(around), len(border) // 2)
+
+
+def _kth_largest(values, k: int):
+    """Of values [N, M], [N]."""
+    return ops.top_k(values, k, sorted=True)[0][:, -1]
+
+
+def _one_channel(images):
+    """Features, a list of len(NAMES) arrays [N], of images [N, H, W]."""
+    height, width = images.shape[1:]
+    flat = ops.reshape(images, (-1, height * width))
+    peak = ops.max(flat, axis=1)
+    bright = _kth_largest(flat, max(round(_BRIGHT * height * width), 2))
+    even = images[:, : height // 2 * 2, : width // 2 * 2]
+    binned = 0.25 * (
+        even[:, ::2, ::2] + even[:, 1::2, ::2] + even[:, ::2, 1::2] + even[:, 1::2, 1::2]
+    )
+    size = ops.abs(peak)
+    size = ops.where(size > 0.0, size, 1.0)
+    return [
+        *(ops.log(_noise(pixels) + _SMALLEST_NOISE * size) for pixels in (images, binned)),
+        ops.log((peak - bright) / size + _SMALLEST_STEP),
+    ]
+
+
+def pixel_features(images):
+    """Features of a tensor of images.
+
+    Args:
+      images: float [N, H, W, C], raw flux, sides of at least 16 pixels.
+
+    Returns:
+      [N, C × len(NAMES)] of the same dtype, channel by channel.
+    """
+    channels = [_one_channel(images[..., c]) for c in range(images.shape[-1])]
+    return ops.stack([values for channel in channels for values in channel], axis=1)
