@@ -90,9 +90,7 @@ def _find(model: str) -> tuple[Path, Path]:
     """The bundle and the model.keras of a model."""
     bundle = hub.find_model(model).resolve()
     if not (bundle / EXTRA / GOLDEN).is_file():
-        raise UserError(
-            f"{bundle} has no images to ask about; export it again with tools/export.py"
-        )
+        raise UserError(f"{bundle} has no {EXTRA}/{GOLDEN}; export it again with tools/export.py")
     # Beside a published bundle, and in the run folder above an export folder.
     for folder in (bundle.parent, bundle.parent.parent):
         if (folder / hub.WEIGHTS).is_file():

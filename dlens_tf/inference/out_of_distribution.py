@@ -3,6 +3,7 @@
 Features of an image, in groups:
 
     image     summary statistics of its pixels, see `evaluation.summaries`
+    pixels    their noise, its correlation, flat tops, see `pixel_features`
     fit       what a lens_fit tells of its fit, if the model has one: parameters, how well it fits
     network   what the network gives to its head
 
@@ -18,13 +19,15 @@ Reference: Lee et al. 2018, arXiv:1807.03888 (Mahalanobis distance of a network'
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import keras
 import numpy as np
 from keras import ops
 
 from dlens_tf.errors import UserError
-from dlens_tf.evaluation.summaries import NAMES, statistics
+from dlens_tf.evaluation import summaries
+from dlens_tf.inference import pixel_features
 from dlens_tf.inference.posterior import OOD_THRESHOLD
 from dlens_tf.io.files import atomic_write, file_checksum
 from dlens_tf.models.lens_fit import OUTPUTS
@@ -45,13 +48,21 @@ Features = Mapping[str, np.ndarray]
 
 
 class _Statistics(keras.layers.Layer):
-    """`summaries.statistics` as a layer, so that what it computes of no image is in the graph."""
+    """Statistics as a layer, so that what they compute of no image is in the graph.
+
+    Args:
+      module: with `statistics` of images and their `NAMES` in a channel.
+    """
+
+    def __init__(self, module: ModuleType):
+        super().__init__()
+        self._module = module
 
     def call(self, images):
-        return statistics(images)
+        return self._module.statistics(images)
 
     def compute_output_shape(self, input_shape):
-        return (input_shape[0], input_shape[-1] * len(NAMES))
+        return (input_shape[0], input_shape[-1] * len(self._module.NAMES))
 
 
 def with_features(model: keras.Model) -> keras.Model:
@@ -66,7 +77,8 @@ def with_features(model: keras.Model) -> keras.Model:
     """
     image, numbers = model.input, model.get_layer("head").input
     features = {
-        "image": _Statistics()(image),
+        "image": _Statistics(summaries)(image),
+        "pixels": _Statistics(pixel_features)(image),
         "network": ops.concatenate(numbers, axis=-1) if isinstance(numbers, list) else numbers,
     }
     fits = [layer for layer in model.layers if layer.name == FITTED]

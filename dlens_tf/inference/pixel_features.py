@@ -4,7 +4,8 @@ Few numbers that hardly differ between images of one kind, and that saturated im
 other exposures, pixels or resamplings, do not share. In keras.ops, to be served in a graph.
 """
 
-import numpy as np
+import math
+
 from keras import ops
 
 NAMES = (
@@ -14,7 +15,7 @@ NAMES = (
 )
 """Names of the features of one channel, in order."""
 
-_BORDER = 0.6  # of the half side: farther out, light varies less from pixel to pixel than noise
+_BORDER = 0.2  # of a side, at each end: there light varies less from pixel to pixel than noise
 _BRIGHT = 0.005
 _SMALLEST_STEP = 1e-3  # below the peak, in its units
 _SMALLEST_NOISE = 1e-6  # in units of the peak: float32 ends there
@@ -23,13 +24,15 @@ _SMALLEST_NOISE = 1e-6  # in units of the peak: float32 ends there
 def _noise(images):
     """Median roughness [N] of the border of images [N, H, W]."""
     # What varies slowly along either axis has next to none.
-    rows = images[:, :-2] - 2.0 * images[:, 1:-1] + images[:, 2:]
-    rough = rows[:, :, :-2] - 2.0 * rows[:, :, 1:-1] + rows[:, :, 2:]
-    height, width = rough.shape[1:]
-    y, x = np.meshgrid(np.linspace(-1.0, 1.0, height), np.linspace(-1.0, 1.0, width), indexing="ij")
-    border = np.flatnonzero(np.maximum(np.abs(x), np.abs(y)) >= _BORDER)
-    around = ops.take(ops.reshape(rough, (-1, height * width)), border, axis=1)
-    return _kth_largest(ops.abs(around), len(border) // 2)
+    rough = images[:, :-2] - 2.0 * images[:, 1:-1] + images[:, 2:]
+    rough = rough[:, :, :-2] - 2.0 * rough[:, :, 1:-1] + rough[:, :, 2:]
+    rows, columns = (max(round(_BORDER * size), 1) for size in rough.shape[1:])
+    middle = rough[:, rows:-rows]
+    parts = [rough[:, :rows], rough[:, -rows:], middle[:, :, :columns], middle[:, :, -columns:]]
+    around = ops.concatenate(
+        [ops.reshape(part, (-1, math.prod(part.shape[1:]))) for part in parts], axis=1
+    )
+    return _kth_largest(ops.abs(around), around.shape[1] // 2)
 
 
 def _kth_largest(values, k: int):
@@ -55,7 +58,7 @@ def _one_channel(images):
     ]
 
 
-def pixel_features(images):
+def statistics(images):
     """Features of a tensor of images.
 
     Args:

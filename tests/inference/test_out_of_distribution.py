@@ -91,7 +91,11 @@ def test_score_beside_a_models_outputs(exported_run):
     images = RNG.normal(size=(300, 64, 64, 1)).astype(np.float32)
     outputs = with_features(model).predict(images, verbose=0)
     features = features_of(outputs)
-    assert {k: v.shape[1] for k, v in features.items()} == {"image": 29, "network": 256}
+    assert {k: v.shape[1] for k, v in features.items()} == {
+        "image": 29,
+        "pixels": 3,
+        "network": 256,
+    }
     detector = Detector.fit(features, features, "")
     answer = with_score(model, detector)(images[:5])
     np.testing.assert_allclose(

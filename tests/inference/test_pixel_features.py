@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from dlens_tf.inference.pixel_features import NAMES, pixel_features
+from dlens_tf.inference.pixel_features import NAMES, statistics
 
 RNG = np.random.default_rng(0)
 
 
 def features(images):
-    values = np.asarray(pixel_features(np.asarray(images, np.float32)))
+    values = np.asarray(statistics(np.asarray(images, np.float32)))
     return values.reshape(len(images), -1, len(NAMES))
 
 
