@@ -4,16 +4,20 @@ import contextlib
 import glob
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from dlens_tf.errors import UserError
 
+_NODE_NAMES = re.compile(r"\[\[\{\{.*?\}\}\]\]|\{\{.*?\}\}|\[Op:\w+\]")
+
 
 def one_line(error: BaseException) -> str:
-    """An exception's message on one line."""
+    """An exception's message on one line, without the names of graph nodes that TensorFlow adds."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    reason = _NODE_NAMES.sub("", reason)
     return " ".join(reason.split()) or type(error).__name__
 
 

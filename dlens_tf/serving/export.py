@@ -7,7 +7,6 @@ bundle answers.
 import contextlib
 import dataclasses
 import os
-import re
 import shutil
 import time
 import uuid
@@ -61,7 +60,7 @@ def export_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
         _write_bundle(run, model, partial)
         bundle = _publish(partial, base)
     except (OSError, tf.errors.OpError) as error:
-        raise UserError(f"can't export to {base}: {_reason(error)}") from error
+        raise UserError(f"can't export to {base}: {one_line(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if base_is_new and base.is_dir() and not any(base.iterdir()):
@@ -75,11 +74,6 @@ def remove_stale(base: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # finished by another export just now
             if time.time() - path.stat().st_mtime > _STALE_AFTER:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _reason(error: BaseException) -> str:
-    """The message without the names of graph nodes that TensorFlow puts around it."""
-    return re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:\w+\]", "", one_line(error))
 
 
 def _write_bundle(run: RunFolder, model, bundle: Path) -> None:

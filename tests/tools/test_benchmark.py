@@ -54,7 +54,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     ("arguments", "message"),
     [
         ([], "flag --suite is missing"),
-        (["--suite=speed"], "should be one of <simulation|reading|training|info"),
+        (["--suite=speed"], "should be one of <simulation|reading|training|serving|"),
         (["--suite=simulation", "--recipes=model_v"], "unknown recipe 'model_v'"),
         (["--suite=simulation", "--cores=two"], "--cores needs whole numbers"),
         (["--suite=simulation", "--cores=4096"], "can't measure on 4096 cores"),

@@ -12,13 +12,13 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import re
 from collections.abc import Callable, Hashable, Iterator
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from dlens_tf.io.files import one_line
 from dlens_tf.serving.server.errors import ServingError, invalid
 from dlens_tf.serving.server.inputs import Tensors
 from dlens_tf.serving.server.models import ServedModel
@@ -222,8 +222,6 @@ def _call(model: ServedModel, signature: str, batch: list[_Request]) -> list[Ten
 
 def _serving_error(error: Exception) -> ServingError:
     if isinstance(error, tf.errors.InvalidArgumentError):
-        # Without the names of graph nodes around what it says.
-        text = re.sub(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:\w+\]", "", error.message)
-        return invalid(" ".join(text.split()))
+        return invalid(one_line(error))
     logging.error("TensorFlow failed", exc_info=error)
     return ServingError("INTERNAL", "TensorFlow failed; the server's log says how")
