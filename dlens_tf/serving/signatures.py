@@ -27,8 +27,10 @@ from pathlib import Path
 
 import keras
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from dlens_tf.evaluation.recalibration import Recalibration
+from dlens_tf.inference.bundle import SAVED_MODEL
 from dlens_tf.inference.out_of_distribution import Detector
 from dlens_tf.serving.answers import answers, sampler
 
@@ -145,6 +147,23 @@ def write_saved_model(
         },
         options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
     )
+    _drop_shapes(path)
+
+
+def _drop_shapes(path: Path) -> None:
+    """Removes the shape of each op's outputs from a SavedModel: a fifth of the graph.
+
+    They are hints that every loader infers again. The fingerprint, which is of the file as it was
+    before, goes with them; it is optional.
+    """
+    file = path / SAVED_MODEL
+    saved_model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    for function in saved_model.meta_graphs[0].graph_def.library.function:
+        for node in function.node_def:
+            node.attr.pop("_output_shapes", None)
+    # One order of what maps hold, so that the same model gives the same bytes.
+    file.write_bytes(saved_model.SerializeToString(deterministic=True))
+    (path / "fingerprint.pb").unlink(missing_ok=True)
 
 
 def _decoded(strings: tf.Tensor, image_shape: tuple[int, int, int], name: str) -> tf.Tensor:

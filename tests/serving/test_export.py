@@ -163,7 +163,6 @@ def test_layout_and_manifest(exported_run, bundle):
     files = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
     assert files == {
         "saved_model.pb",
-        "fingerprint.pb",
         "variables/variables.index",
         "variables/variables.data-00000-of-00001",
         "assets.extra/dlens_manifest.json",
