@@ -28,9 +28,9 @@ def main(argv):
         from dlens_tf.inference.bundle import find_bundle
 
         bundle = find_bundle(FLAGS.check)
-        from dlens_tf.serving.check import check_bundle
+        from dlens_tf.serving.check import check_bundle, check_with_cli
 
-        print("\n".join(check_bundle(bundle)))
+        print("\n".join([*check_bundle(bundle), check_with_cli(bundle)]))
         print(f"{bundle} is good")
         return
     cli.require(run_dir=FLAGS.run_dir)

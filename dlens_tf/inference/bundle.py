@@ -56,7 +56,7 @@ class Manifest:
       dlens_tf_version: version that exported the bundle.
       signatures: {name: {"inputs" | "outputs": {key: {"dtype", "shape"}}}}.
       metrics: the run's test metrics, None if it was not evaluated.
-      sha256: checksum of each file of the SavedModel, by path inside the bundle.
+      sha256: checksum of each other file of the bundle, by path inside it.
     """
 
     parameters: ParameterSet
@@ -152,7 +152,7 @@ class Manifest:
         return cls._parse(text, str(path), {})
 
     def verify(self, bundle: Path) -> None:
-        """Raises a `UserError` if a file of the SavedModel is missing or not as exported."""
+        """Raises a `UserError` if a file of the bundle is missing or not as exported."""
         for name, checksum in self.sha256.items():
             path = bundle / name
             if not path.is_file():

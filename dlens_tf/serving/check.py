@@ -8,6 +8,8 @@ Python, and the graph and session of `tf.compat.v1.saved_model.loader`, as in TF
 
 import contextlib
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,8 +17,15 @@ import numpy as np
 import tensorflow as tf
 
 from dlens_tf.errors import UserError
-from dlens_tf.inference.bundle import EXTRA, GOLDEN, SAVED_MODEL, WARMUP_REQUESTS, Manifest
-from dlens_tf.serving.signatures import served
+from dlens_tf.inference.bundle import (
+    EXTRA,
+    GOLDEN,
+    MANIFEST,
+    SAVED_MODEL,
+    WARMUP_REQUESTS,
+    Manifest,
+)
+from dlens_tf.serving.signatures import describe_signatures, served
 from dlens_tf.serving.warmup import inputs_of, read_warmup_requests
 
 TOLERANCE = 1e-5
@@ -98,7 +107,10 @@ def _read_golden(bundle: Path) -> tuple[np.ndarray, Outputs]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             outputs = {name: arrays[name] for name in arrays.files}
-        return outputs.pop("image"), outputs
+        images = outputs.pop("image")
+        if not len(images):
+            raise ValueError("no image")
+        return images, outputs
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; export the model again") from error
     except Exception as error:  # a damaged archive fails in many ways
@@ -123,10 +135,9 @@ def check_bundle(bundle: Path, foreign_paths: Sequence[str] = ()) -> list[str]:
         code, an op that TensorFlow does not have, or the loader, signature and output that differ.
     """
     manifest = Manifest.read(bundle)
+    _check_files(bundle, manifest)
     manifest.verify(bundle)
-    _check_portable(bundle, foreign_paths)
-    if not (bundle / EXTRA / WARMUP_REQUESTS).is_file():
-        raise UserError(f"{bundle / EXTRA / WARMUP_REQUESTS} is missing; export the model again")
+    _check_portable(bundle, manifest, foreign_paths)
     images, golden = _read_golden(bundle)
     golden = golden | {"manifest": np.array([manifest.to_served().encode()] * len(images), object)}
     requests = read_warmup_requests(bundle)
@@ -149,9 +160,31 @@ def check_bundle(bundle: Path, foreign_paths: Sequence[str] = ()) -> list[str]:
         "signatures",
         f"answers: {', '.join(manifest.signatures)} for batches of "
         f"{' and '.join(map(str, BATCH_SIZES))}, through {' and '.join(RUNNERS)}, to "
-        f"{manifest.tolerance:g} of the prior's width",
+        f"{manifest.tolerance:g} of the prior's width; other outputs to {_LOOSER:g} times that, in "
+        "units of themselves or 1",
         f"warm-up: {len(requests)} requests replayed",
     ]
+
+
+def check_with_cli(bundle: Path) -> str:
+    """Shows a bundle by TensorFlow's saved_model_cli, as an engineer would.
+
+    Returns:
+      What was checked, one line.
+
+    Raises:
+      UserError: if it fails, or shows other signatures than the manifest has.
+    """
+    module = "tensorflow.python.tools.saved_model_cli"
+    command = [sys.executable, "-m", module, "show", "--dir", str(bundle), "--all"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    names = set(re.findall(r"signature_def\['(\w+)'\]", shown.stdout)) - {"__saved_model_init_op"}
+    if shown.returncode or names != Manifest.read(bundle).signatures.keys():
+        raise UserError(
+            f"check failed: saved_model_cli shows the signatures {', '.join(sorted(names))}; "
+            "export the model again"
+        )
+    return f"saved_model_cli: shows {len(names)} signatures"
 
 
 def _compare(
@@ -186,16 +219,29 @@ def _compare(
             )
 
 
-def _check_portable(bundle: Path, foreign_paths: Sequence[str]) -> None:
-    """Refuses a bundle that would need a machine: its paths, Python code, or ops of its own."""
-    content = (bundle / SAVED_MODEL).read_bytes()
+def _check_files(bundle: Path, manifest: Manifest) -> None:
+    """Raises a `UserError` unless the manifest lists all files, and these are a bundle's."""
+    names = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
+    names.discard(f"{EXTRA}/{MANIFEST}")
+    needed = {SAVED_MODEL, f"{EXTRA}/{WARMUP_REQUESTS}", f"{EXTRA}/{GOLDEN}"}
+    for name in sorted(needed - names):
+        raise UserError(f"{bundle / name} is missing; export the model again")
+    for name in sorted(names - manifest.sha256.keys()):
+        raise UserError(f"{bundle / name} is not among the files of the manifest; remove it")
+
+
+def _check_portable(bundle: Path, manifest: Manifest, foreign_paths: Sequence[str]) -> None:
+    """Refuses a bundle that would need a machine: its paths, Python code, or ops of its own.
+
+    Or whose signatures are not those of its manifest.
+    """
+    content = (bundle / SAVED_MODEL).read_bytes() + manifest.to_served().encode()
     found = [path for path in foreign_paths if path.encode() in content]
     found += [path.decode() for path in _PATH.findall(content)]
     if found:
-        raise UserError(
-            f"export check failed: {SAVED_MODEL} holds a path of this machine, {found[0]}"
-        )
-    for name, signature in tf.saved_model.load(str(bundle)).signatures.items():
+        raise UserError(f"export check failed: the bundle holds a path of this machine, {found[0]}")
+    saved_model = tf.saved_model.load(str(bundle))
+    for name, signature in saved_model.signatures.items():
         definition = signature.graph.as_graph_def()
         nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
         python = _PYTHON_OPS & {node.op for node in nodes}
@@ -211,3 +257,8 @@ def _check_portable(bundle: Path, foreign_paths: Sequence[str]) -> None:
                 f"export check failed: signature {name} needs ops that TensorFlow does not have "
                 f"({', '.join(sorted(custom))})"
             )
+    if describe_signatures(saved_model) != manifest.signatures:
+        raise UserError(
+            "export check failed: the signatures are not those of the manifest; export the model "
+            "again"
+        )

@@ -83,14 +83,14 @@ def _write_bundle(run: RunFolder, model, bundle: Path) -> None:
     manifest = _manifest(run, model, recalibration, detector)
     write_saved_model(model, image_shape, bundle, manifest.to_served(), recalibration, detector)
     signatures = describe_signatures(tf.saved_model.load(str(bundle)))
-    files = [bundle / "saved_model.pb", *sorted((bundle / "variables").iterdir())]
-    sums = {path.relative_to(bundle).as_posix(): file_checksum(path) for path in files}
-    dataclasses.replace(manifest, signatures=signatures, sha256=sums).write(bundle)
     images = example_images(config["recipe"], config["classes"][0])
     write_warmup_requests(bundle, images, signatures)
     outputs = tf.function(outputs_of(model, recalibration, detector))
     answers = outputs(tf.constant(images), tf.range(len(images), dtype=tf.int64))
     write_golden(bundle, images, {name: value.numpy() for name, value in answers.items()})
+    files = sorted(path for path in bundle.rglob("*") if path.is_file())
+    sums = {path.relative_to(bundle).as_posix(): file_checksum(path) for path in files}
+    dataclasses.replace(manifest, signatures=signatures, sha256=sums).write(bundle)
     check_bundle(bundle, _foreign_paths(run))
 
 

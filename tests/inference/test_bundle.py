@@ -49,7 +49,7 @@ def test_what_is_no_bundle(exported_run, tmp_path):
 def test_damaged_manifest(bundle):
     path = bundle / "assets.extra" / "dlens_manifest.json"
     config = json.loads(path.read_text())
-    for content in ("{", "[]", json.dumps({**config, "parameters": 1}), json.dumps({"format": 2})):
+    for content in ("{", "[]", json.dumps({**config, "parameters": 1}), json.dumps({"format": 3})):
         path.write_text(content)
         with pytest.raises(UserError, match="is damaged; export the model again"):
             Manifest.read(bundle)

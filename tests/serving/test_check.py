@@ -18,12 +18,21 @@ def bundle(exported_run, tmp_path):
     return shutil.copytree(exported_run / "export" / "1", tmp_path / "1")
 
 
+def seal(bundle):
+    """Makes the manifest's checksums those of the files."""
+    path = bundle / "assets.extra" / "dlens_manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["sha256"] = {name: file_checksum(bundle / name) for name in manifest["sha256"]}
+    path.write_text(json.dumps(manifest))
+
+
 def change(bundle, name, amount):
     """Changes what the bundle is expected to answer."""
     with np.load(bundle / GOLDEN) as arrays:
         golden = dict(arrays)
     golden[name][:, 1] += amount
     np.savez(bundle / GOLDEN, **golden)
+    seal(bundle)
 
 
 def test_good_bundle(bundle):
@@ -69,6 +78,7 @@ def test_difference_of_other_outputs(bundle, name, amount):
 def test_missing_output(bundle):
     with np.load(bundle / GOLDEN) as arrays:
         np.savez(bundle / GOLDEN, **{k: v for k, v in arrays.items() if k != "stddev"})
+    seal(bundle)
     with pytest.raises(UserError, match=r"gives mean, quantiles, stddev, the model gives mean, q"):
         check_bundle(bundle)
 
@@ -76,6 +86,7 @@ def test_missing_output(bundle):
 def test_warmup_requests_are_replayed(bundle):
     # Images of another shape than the signature's: only the replay can notice.
     write_warmup_requests(bundle, np.zeros((1, 32, 32, 1), np.float32), ["serving_default"])
+    seal(bundle)
     with pytest.raises((UserError, ValueError, tf.errors.OpError)):
         check_bundle(bundle)
 
@@ -83,13 +94,36 @@ def test_warmup_requests_are_replayed(bundle):
 @pytest.mark.parametrize("name", ["golden.npz", "tf_serving_warmup_requests"])
 def test_missing_and_damaged_files(bundle, name):
     path = bundle / "assets.extra" / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
+    with pytest.raises(UserError, match=rf"{name} is damaged \(its sha256 differs"):
+        check_bundle(bundle)
     path.unlink()
     with pytest.raises(UserError, match=rf"{name} is missing; export the model again"):
         check_bundle(bundle)
 
 
+def test_manifest_has_to_tell_of_all(bundle):
+    path = bundle / "assets.extra" / "dlens_manifest.json"
+    manifest = json.loads(path.read_text())
+    (bundle / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"notes\.txt is not among the files of the manifest"):
+        check_bundle(bundle)
+    (bundle / "notes.txt").unlink()
+    path.write_text(json.dumps({**manifest, "sha256": {}}))
+    with pytest.raises(UserError, match="is not among the files of the manifest"):
+        check_bundle(bundle)
+    path.write_text(json.dumps({**manifest, "signatures": {}}))
+    with pytest.raises(UserError, match="the signatures are not those of the manifest"):
+        check_bundle(bundle)
+    path.write_text(json.dumps({**manifest, "instrument": "/home/someone/table.txt"}))
+    with pytest.raises(UserError, match="the bundle holds a path of this machine, /home/someone"):
+        check_bundle(bundle)
+
+
 def test_damaged_files(bundle):
     (bundle / GOLDEN).write_bytes(b"PK damaged")
+    seal(bundle)
     with pytest.raises(UserError, match=r"golden\.npz is damaged"):
         check_bundle(bundle)
     with open(bundle / "variables" / "variables.data-00000-of-00001", "r+b") as file:
@@ -114,9 +148,7 @@ def replace_graph(bundle, function, tmp_path):
         *(f"variables/variables.{k}" for k in ("index", "data-00000-of-00001")),
     ):
         shutil.copyfile(tmp_path / "new" / name, bundle / name)
-    manifest = json.loads((bundle / "assets.extra" / "dlens_manifest.json").read_text())
-    manifest["sha256"] = {name: file_checksum(bundle / name) for name in manifest["sha256"]}
-    (bundle / "assets.extra" / "dlens_manifest.json").write_text(json.dumps(manifest))
+    seal(bundle)
 
 
 def test_python_code_is_refused(bundle, tmp_path):
