@@ -54,7 +54,7 @@ def test_damaged_manifest(bundle):
         with pytest.raises(UserError, match="is damaged; export the model again"):
             Manifest.read(bundle)
     path.write_text(json.dumps({**config, "format": 99}))
-    with pytest.raises(UserError, match="is of format 99, this version of dlens_tf reads 2"):
+    with pytest.raises(UserError, match="is of format 99, this version of dlens_tf reads 3"):
         Manifest.read(bundle)
     path.unlink()
     with pytest.raises(UserError, match=r"has no assets\.extra/dlens_manifest\.json"):
