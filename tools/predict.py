@@ -9,9 +9,12 @@
 Reads .npy, HDF5 and FITS; writes one row per image as .csv, .ecsv or .h5.
 """
 
+import atexit
+
 from absl import flags
 
 from dlens_tf import cli
+from dlens_tf.errors import UserError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -41,10 +44,14 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_float(
     "timeout",
-    10.0,
-    "Seconds that a server has for each request, with all retries.",
+    None,
+    "With --server: seconds for each request, with all retries; default: 10.",
     lower_bound=0.1,
 )
+flags.DEFINE_integer(
+    "model_version", None, "With --server: version to ask; default: the newest.", lower_bound=0
+)
+flags.DEFINE_string("label", None, "With --server: label of the version, for example stable.")
 
 ROWS_SHOWN = 10
 
@@ -60,13 +67,18 @@ def main(argv):
     from dlens_tf.io.files import check_not_input, expand_patterns
     from dlens_tf.io.images import read_images
 
+    asked = {"timeout": FLAGS.timeout, "version": FLAGS.model_version, "label": FLAGS.label}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if asked and not FLAGS.server:
+        raise UserError("--timeout, --model_version and --label go with --server")
     output = check_catalogue_path(FLAGS.output)
     paths = expand_patterns(patterns)
     check_not_input(output, paths)
     if FLAGS.server:
         from dlens_tf.serving import Client
 
-        predictor = Client(FLAGS.server, FLAGS.model, timeout=FLAGS.timeout)
+        predictor = Client(FLAGS.server, FLAGS.model, **asked)
+        atexit.register(predictor.close)
         manifest = predictor.manifest
     else:
         bundle = find_model(FLAGS.model)

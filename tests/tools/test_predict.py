@@ -158,6 +158,7 @@ def test_bad_input_is_one_line_and_writes_nothing(run_tool, exported_run, images
         ({"output": tmp_path / "none" / "out.csv"}, "there is no folder"),
         ({"pixel_scale": 0.05}, "--pixel_scale: 0.05 arcsec per pixel, but the model"),
         ({"batch_size": 0}, "flag --batch_size=0"),
+        ({"label": "stable"}, "--timeout, --model_version and --label go with --server"),
         ({"images": ","}, "flag --images is missing"),
         ({"images": images / "c.h5", "output": images / "c.h5"}, "it is one of the inputs"),
     ]:
