@@ -2,7 +2,7 @@
 
     python tools/serve.py --model_base=models/dlens
     python tools/serve.py --model_base=saved_models --rest_port=8501 --grpc_port=8500
-    python tools/serve.py --models_config=models.config
+    python tools/serve.py --models_config=serving/models.config --models_root=saved_models
 
 For development and tests, and a page to try a model at http://localhost:8501/. The production
 server is TensorFlow Serving, which takes the same folders and answers the same requests.
@@ -28,6 +28,9 @@ flags.DEFINE_string(
     "Instead of --model_base: a models.config of TensorFlow Serving, with labels and policies.",
 )
 flags.DEFINE_string(
+    "models_root", "/models", "Folder that /models of --models_config is on this machine."
+)
+flags.DEFINE_string(
     "host", "127.0.0.1", "Address to listen at; the default lets nobody in but this machine."
 )
 flags.DEFINE_integer(
@@ -49,13 +52,29 @@ flags.DEFINE_integer(
     "Most requests that wait for a model; the next one is answered with 429.",
     lower_bound=1,
 )
+flags.DEFINE_integer("max_rows", 1024, "Most rows (images) of a request.", lower_bound=1)
 flags.DEFINE_integer("max_request_bytes", 16 * 2**20, "Largest request.", lower_bound=1)
+flags.DEFINE_integer(
+    "max_json_values",
+    2**18,
+    "Most numbers, strings and so on of a JSON request; images are better sent as bytes.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "max_bytes_in_flight",
+    256 * 2**20,
+    "Most bytes of all requests in flight; the next one is answered with 429.",
+    lower_bound=1,
+)
 flags.DEFINE_integer("max_connections", 512, "Most open REST connections.", lower_bound=1)
 flags.DEFINE_float(
     "poll_seconds", 2.0, "Time between two looks for new versions; 0: none.", lower_bound=0.0
 )
 flags.DEFINE_float(
-    "read_seconds", 10.0, "Time that a client has to send a request's body.", lower_bound=0.1
+    "read_seconds",
+    10.0,
+    "Time that a client has to send a request's header, and its body.",
+    lower_bound=0.1,
 )
 flags.DEFINE_float(
     "request_seconds", 30.0, "Time after which a request is given up.", lower_bound=0.1
@@ -88,7 +107,7 @@ def main(argv):
     if FLAGS.models_config:
         if FLAGS.model_name:
             raise UserError("--model_name goes with --model_base; --models_config has names")
-        models = read_models_config(FLAGS.models_config)
+        models = read_models_config(FLAGS.models_config, FLAGS.models_root)
     else:
         models = find_models(bases, FLAGS.model_name)
     options = ServerOptions(
@@ -97,8 +116,9 @@ def main(argv):
             name: FLAGS[name].value
             for name in (
                 "host", "rest_port", "grpc_port", "max_batch_size", "batch_timeout_micros",
-                "max_enqueued", "max_request_bytes", "max_connections", "poll_seconds",
-                "read_seconds", "request_seconds", "grace_seconds", "workers",
+                "max_enqueued", "max_rows", "max_request_bytes", "max_json_values",
+                "max_bytes_in_flight", "max_connections", "poll_seconds", "read_seconds",
+                "request_seconds", "grace_seconds", "workers",
             )
         },
     )  # fmt: skip

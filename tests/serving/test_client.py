@@ -22,7 +22,7 @@ from tensorflow_serving.apis import prediction_service_pb2_grpc
 from tensorflow_serving.apis.predict_pb2 import PredictResponse
 
 from dlens_tf.errors import UserError
-from dlens_tf.inference.bundle import EXTRA, WARMUP_REQUESTS, Manifest
+from dlens_tf.inference.bundle import Manifest
 from dlens_tf.inference.predictor import Predictor
 from dlens_tf.serving import Client, client
 from dlens_tf.serving.server.app import running
@@ -605,7 +605,6 @@ def test_local_server(exported_run, predictor, scheme):
 def test_local_server_changes_the_version(exported_run, predictor, tmp_path, scheme):
     base = tmp_path / "dlens"
     shutil.copytree(exported_run / "export" / "1", base / "1")
-    (base / "1" / EXTRA / WARMUP_REQUESTS).unlink()  # which would take their time
     expected = predictor.predict(IMAGES).mean
     with (
         local_server(base) as server,

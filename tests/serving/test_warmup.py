@@ -61,7 +61,9 @@ def test_replay(exported_run, logs):
 
 def test_images_are_lenses(logs):
     request = next(
-        log.predict_log.request for log in logs if "image" in log.predict_log.request.inputs
+        log.predict_log.request
+        for log in logs
+        if log.predict_log.request.model_spec.signature_name == "serving_default"
     )
     image = tf.make_ndarray(request.inputs["image"])[0]
     np.testing.assert_array_equal(image, example_images("model_ii_instrument", "axion")[0])

@@ -20,6 +20,7 @@ from aiohttp import web
 from dlens_tf.errors import UserError
 from dlens_tf.serving.server import rest, rpc
 from dlens_tf.serving.server.batching import Batcher
+from dlens_tf.serving.server.bodies import Budget
 from dlens_tf.serving.server.errors import ServingError
 from dlens_tf.serving.server.inputs import Tensors, check_inputs, num_bytes, offload
 from dlens_tf.serving.server.metrics import Metrics
@@ -33,7 +34,7 @@ _HTTP_LOG.setLevel(log_records.CRITICAL)
 
 
 class _Refused(asyncio.Protocol):
-    """A connection above the limit."""
+    """A connection above the limit, where none is idle."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
@@ -61,6 +62,7 @@ class Server:
         self._metrics.watch_queue(lambda: self._batcher.waiting)
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
+        self._accepted = 0
         self._grpc: grpc.aio.Server | None = None
         self._poller: asyncio.Task | None = None
         # One thread loads, and blocks nobody but itself.
@@ -111,7 +113,8 @@ class Server:
           ServingError: if the request is wrong, too many wait, or it takes too long.
         """
         seconds = self._options.request_seconds
-        await offload(num_bytes(inputs), check_inputs, model, signature, inputs)
+        size = num_bytes(inputs)
+        await offload(size, check_inputs, model, signature, inputs, self._options.max_rows)
         try:
             async with asyncio.timeout(seconds):
                 return await self._batcher.run(model, signature, inputs)
@@ -120,13 +123,15 @@ class Server:
 
     async def _listen(self) -> None:
         options = self._options
-        parts = (self.store, self.predict, options, self._metrics)
+        budget = Budget(options.max_bytes_in_flight)
+        parts = (self.store, self.predict, options, self._metrics, budget)
         self._runner = web.AppRunner(
             rest.make_app(*parts),
             handler_cancellation=True,
             access_log=None,
             logger=_HTTP_LOG,
-            keepalive_timeout=options.idle_seconds,
+            # Between two requests, and for the header of the first as well.
+            keepalive_timeout=options.read_seconds,
             shutdown_timeout=options.grace_seconds,
         )
         await self._runner.setup()
@@ -146,8 +151,20 @@ class Server:
         await self._grpc.start()
 
     def _connection(self) -> asyncio.Protocol:
-        server = self._runner.server
-        return server() if len(server.connections) < self._options.max_connections else _Refused()
+        server, busy = self._runner.server, self._runner.app[rest.BUSY]
+        connections = [c for c in server.connections if c.transport is not None]
+        if len(connections) + self._accepted >= self._options.max_connections:
+            oldest = next((c for c in connections if c not in busy), None)
+            if oldest is None:
+                return _Refused()
+            oldest.force_close()
+        # aiohttp knows a connection from the loop's next round on, and many may come in this one.
+        self._accepted += 1
+        asyncio.get_running_loop().call_soon(self._note_connected)
+        return server()
+
+    def _note_connected(self) -> None:
+        self._accepted -= 1
 
     async def _refresh(self) -> None:
         loop = asyncio.get_running_loop()

@@ -12,6 +12,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Iterator
 
 import numpy as np
@@ -43,6 +44,7 @@ class _Queue:
         self._max_rows = max_rows
         self._expected = 1
         self._requests: collections.deque[_Request] = collections.deque()
+        self._rows = 0  # of all of them
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -58,12 +60,14 @@ class _Queue:
     def put(self, request: _Request) -> None:
         """Appends a request."""
         self._requests.append(request)
+        self._rows += request.rows
         self._update()
 
     def discard(self, request: _Request) -> None:
         """Takes a request back, if it still waits."""
         if request in self._requests:
             self._requests.remove(request)
+            self._rows -= request.rows
             self._update()
 
     def take(self) -> list[_Request]:
@@ -73,12 +77,12 @@ class _Queue:
         while self._requests and rows + self._requests[0].rows <= self._max_rows:
             batch.append(self._requests.popleft())
             rows += batch[-1].rows
+        self._rows -= rows
         self._update()
         return batch
 
     def _update(self) -> None:
-        rows = sum(request.rows for request in self._requests)
-        if len(self._requests) >= self._expected or rows >= self._max_rows:
+        if len(self._requests) >= self._expected or self._rows >= self._max_rows:
             self.enough.set()
         else:
             self.enough.clear()
@@ -101,7 +105,7 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a model."""
+        """Requests that wait for a model; each part of a large one counts."""
         return sum(len(queue) for queue in self._queues.values())
 
     async def run(self, model: ServedModel, signature: str, inputs: Tensors) -> Tensors:
@@ -115,15 +119,11 @@ class Batcher:
         Raises:
           ServingError: RESOURCE_EXHAUSTED if too many wait already, or what TensorFlow objects to.
         """
-        if self.waiting >= self._options.max_enqueued:
-            raise ServingError(
-                "RESOURCE_EXHAUSTED", f"{self.waiting} requests are waiting already; try later"
-            )
         most = self._options.max_batch_size
-        if not model.signatures[signature].batched:
-            # Fills a batch by itself, so that nothing is joined to it.
-            return await self._answer(model, signature, inputs, most)
-        rows = len(next(iter(inputs.values())))
+        rows = most  # without a batch axis, it fills a batch by itself: nothing is joined to it
+        if model.signatures[signature].batched:
+            rows = len(next(iter(inputs.values())))
+        self._admit(math.ceil(rows / most))
         if rows <= most:
             return await self._answer(model, signature, inputs, rows)
         parts = []
@@ -138,6 +138,15 @@ class Batcher:
         for task in self._tasks:
             task.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _admit(self, parts: int) -> None:
+        """Refuses what would make too many wait; alone, a request may have any number of parts."""
+        waiting = self.waiting
+        if waiting and waiting + parts > self._options.max_enqueued:
+            more = f", and this one has {parts} parts" if parts > 1 else ""
+            raise ServingError(
+                "RESOURCE_EXHAUSTED", f"{waiting} requests are waiting already{more}; try later"
+            )
 
     async def _answer(
         self, model: ServedModel, signature: str, inputs: Tensors, rows: int

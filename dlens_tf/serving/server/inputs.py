@@ -125,13 +125,14 @@ def check_shape(name: str, spec: Spec, shape: Sequence[int]) -> None:
         raise invalid(f"input '{name}' is empty")
 
 
-def check_inputs(model: Any, signature_name: str, inputs: Tensors) -> None:
-    """Checks names, dtypes, shapes, lengths and values.
+def check_inputs(model: Any, signature_name: str, inputs: Tensors, max_rows: int) -> None:
+    """Checks names, dtypes, shapes, numbers of rows, lengths and values.
 
     Args:
       model: a `ServedModel`.
       signature_name: the signature that is asked.
       inputs: its tensors.
+      max_rows: most rows of a request: answers may be much larger than what asks for them.
 
     Raises:
       ServingError: INVALID_ARGUMENT, naming input and row.
@@ -144,6 +145,8 @@ def check_inputs(model: Any, signature_name: str, inputs: Tensors) -> None:
             given = tf.as_dtype(value.dtype).name
             raise invalid(f"input '{name}' is {given}; the signature takes {spec.dtype.name}")
         check_shape(name, spec, value.shape)
+        if spec.batched and len(value) > max_rows:
+            raise invalid(f"input '{name}' has {len(value)} rows; send {max_rows} at most")
         if spec.dtype.is_floating:
             _check_finite(name, value)
         elif name in _IMAGES:
@@ -176,9 +179,10 @@ def _example_image(string: bytes) -> np.ndarray:
         feature = tf.train.Example.FromString(string).features.feature
     except DecodeError as error:
         raise ValueError("not a serialized tf.Example") from error
-    if "image" not in feature:
-        raise ValueError("the tf.Example has no feature 'image'")
-    return np.array(feature["image"].float_list.value, np.float32)
+    strings = feature["image"].bytes_list.value if "image" in feature else ()
+    if len(strings) != 1:
+        raise ValueError("the tf.Example has no feature 'image' of one string")
+    return _raw_image(strings[0])
 
 
 _IMAGES = {"image_bytes": _raw_image, "examples": _example_image}

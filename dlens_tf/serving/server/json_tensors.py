@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from dlens_tf.serving.server.errors import invalid
+from dlens_tf.serving.server.errors import ServingError, invalid
 from dlens_tf.serving.server.inputs import Signature, Spec, Tensors, check_names
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -24,12 +24,23 @@ ROWS = "instances"
 COLUMNS = "inputs"
 
 
-def parse_body(body: bytes) -> tuple[dict[str, Any], str]:
+def parse_body(body: bytes | bytearray, max_values: int) -> tuple[dict[str, Any], str]:
     """The request's object, and the name of the signature that it asks.
 
+    Args:
+      body: JSON.
+      max_values: most values in it. A thread that reads JSON lets no other run; strings, however
+        long, are read in no time.
+
     Raises:
-      ServingError: INVALID_ARGUMENT if it is none.
+      ServingError: INVALID_ARGUMENT if it is none, RESOURCE_EXHAUSTED if it has too many values.
     """
+    if body.count(b",") >= max_values:
+        raise ServingError(
+            "RESOURCE_EXHAUSTED",
+            f"the JSON has more than {max_values} values; send images as bytes, see serve_bytes",
+            http_status=413,
+        )
     try:
         request = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -5,6 +5,7 @@ request has been answered. A version that can't be loaded is reported, and the o
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import gc
 import threading
@@ -27,7 +28,7 @@ from dlens_tf.inference.bundle import (
     versions,
 )
 from dlens_tf.io.files import one_line
-from dlens_tf.serving.server.errors import ServingError
+from dlens_tf.serving.server.errors import ServingError, invalid
 from dlens_tf.serving.server.inputs import Signature, Tensors
 from dlens_tf.serving.server.options import ModelConfig
 from dlens_tf.serving.warmup import read_warmup_requests
@@ -58,7 +59,7 @@ class ServedModel:
         self.version = version
         self.labels = sorted(label for label, n in config.labels.items() if n == version)
         self.manifest = Manifest.read(bundle)
-        self.manifest.verify(bundle)
+        _without(self.manifest, f"{EXTRA}/{GOLDEN}").verify(bundle)
         # The signatures hold no reference to the variables: they live as long as this object.
         self._saved_model = tf.saved_model.load(str(bundle))
         self._functions = dict(self._saved_model.signatures)
@@ -84,12 +85,27 @@ class ServedModel:
 
 
 def _read_examples(bundle: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """The images of the bundle's golden answers."""
-    path = bundle / EXTRA / GOLDEN
-    if not path.is_file():
-        return np.zeros((0, *shape), np.float32)
-    with np.load(path, allow_pickle=False) as golden:
-        return golden["image"]
+    """The images of the bundle's golden answers; none if they are missing or damaged."""
+    try:
+        with (
+            open(bundle / EXTRA / GOLDEN, "rb") as file,  # which NumPy leaves open if damaged
+            np.load(file, allow_pickle=False) as golden,
+        ):
+            images = golden["image"]
+        if images.shape[1:] == tuple(shape) and images.dtype == np.float32:
+            return images
+        logging.warning("%s: %s is not for its images", bundle, GOLDEN)
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # NumPy and zipfile raise all kinds; answers need no examples
+        logging.warning("%s: %s is damaged: %s", bundle, GOLDEN, one_line(error))
+    return np.zeros((0, *shape), np.float32)
+
+
+def _without(manifest: Manifest, file: str) -> Manifest:
+    """A manifest that does not vouch for a file."""
+    sums = {name: checksum for name, checksum in manifest.sha256.items() if name != file}
+    return dataclasses.replace(manifest, sha256=sums)
 
 
 def _read_signature_def(bundle: Path) -> SignatureDefMap:
@@ -144,6 +160,7 @@ class ModelStore:
     def __init__(self, configs: Sequence[ModelConfig]):
         self._entries = {config.name: _Entry(config) for config in configs}
         self._lock = threading.Lock()
+        self._has_garbage = False  # a version ended since the last look
 
     def names(self) -> list[str]:
         """Names of the models, sorted."""
@@ -166,7 +183,8 @@ class ModelStore:
           label: or a label of the version.
 
         Raises:
-          ServingError: NOT_FOUND if it is not in service.
+          ServingError: NOT_FOUND if it is not in service; INVALID_ARGUMENT if there is no such
+            label.
         """
         with self._lock:
             model = self._find(name, version, label)
@@ -189,7 +207,8 @@ class ModelStore:
           label: or the version of a label.
 
         Raises:
-          ServingError: NOT_FOUND if there is no such model or version.
+          ServingError: NOT_FOUND if there is no such model or version; INVALID_ARGUMENT if there
+            is no such label.
         """
         version = self._version(self._entry(name), version, label)
         found = self.statuses(name)
@@ -218,6 +237,9 @@ class ModelStore:
         """
         for entry in self._entries.values():
             self._refresh(entry)
+        if self._has_garbage:
+            self._has_garbage = False
+            _free_memory()
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
@@ -228,7 +250,7 @@ class ModelStore:
         if label is None:
             return version
         if label not in entry.config.labels:
-            raise ServingError("NOT_FOUND", f"model '{entry.config.name}' has no label '{label}'")
+            raise invalid(f"model '{entry.config.name}' has no label '{label}'")
         return entry.config.labels[label]
 
     def _find(self, name: str, version: int | None, label: str | None) -> ServedModel:
@@ -259,8 +281,6 @@ class ModelStore:
             retired = entry.loaded.keys() - wanted
             for version in retired:
                 self._retire(entry, version)
-            if retired:
-                gc.collect()  # a SavedModel is full of cycles, and large
 
     def _report(self, entry: _Entry, *status) -> None:
         with self._lock:
@@ -293,6 +313,16 @@ class ModelStore:
         status = entry.status[model.version]
         if not model.users and status.state == "UNLOADING":
             entry.report(model.version, "END")
+            self._has_garbage = True
+
+
+def _free_memory() -> None:
+    """Gives the system back what ended versions had; takes too long for the event loop."""
+    gc.collect()  # a SavedModel is full of cycles, and large
+    # glibc keeps freed memory to itself, and more with each reload.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _find_versions(base: Path) -> dict[int, Path]:

@@ -14,6 +14,9 @@ from dlens_tf.errors import UserError
 from dlens_tf.inference.bundle import SAVED_MODEL, versions
 from dlens_tf.io.files import check_readable, one_line
 
+MODELS_ROOT = "/models"
+"""Where the container of TensorFlow Serving has its models."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -53,12 +56,16 @@ class ServerOptions:
       grpc_port: TCP port of gRPC; 0 lets the system choose.
       max_batch_size: most images that go through a network together.
       batch_timeout_micros: how long a batch waits for clients that were there a moment ago.
-      max_enqueued: most requests that wait for a model; the next one is refused.
+      max_enqueued: most requests that wait for a model; the next one is refused. One of more rows
+        than a batch has counts as several, but is never refused where none waits.
+      max_rows: most rows of a request.
       max_request_bytes: largest request.
-      max_connections: most open REST connections; the next one is closed at once.
+      max_json_values: most values of a JSON body: while they are read, nothing else is.
+      max_bytes_in_flight: bytes of all requests that are being received or answered.
+      max_connections: most open REST connections; for the next one the oldest idle one is closed.
       poll_seconds: between two looks for new versions.
-      read_seconds: that a client has to send a request's body, and to take the answer.
-      idle_seconds: after which a connection that asks nothing is closed.
+      read_seconds: that a client has to send a request's header, its body, and to take the answer;
+        a connection that asks nothing for as long is closed.
       request_seconds: within which a request is answered or given up.
       grace_seconds: that requests in flight get at shutdown.
       workers: batches that are computed at the same time, each of another model or signature.
@@ -71,11 +78,13 @@ class ServerOptions:
     max_batch_size: int = 32
     batch_timeout_micros: int = 5000
     max_enqueued: int = 256
+    max_rows: int = 1024
     max_request_bytes: int = 16 * 2**20
+    max_json_values: int = 2**18
+    max_bytes_in_flight: int = 256 * 2**20
     max_connections: int = 512
     poll_seconds: float = 2.0
     read_seconds: float = 10.0
-    idle_seconds: float = 60.0
     request_seconds: float = 30.0
     grace_seconds: float = 15.0
     workers: int = 2
@@ -120,11 +129,14 @@ def _distinct(models: list[ModelConfig]) -> list[ModelConfig]:
     return models
 
 
-def read_models_config(path: str | Path) -> list[ModelConfig]:
+def read_models_config(
+    path: str | Path, models_root: str | Path = MODELS_ROOT
+) -> list[ModelConfig]:
     """The models of a TensorFlow Serving models.config, a ModelServerConfig text proto.
 
     Args:
       path: the file; folders in it that are not absolute are relative to it.
+      models_root: the folder that /models of the server's container is here.
 
     Raises:
       UserError: if it can't be read, or asks for what this server does not do.
@@ -138,11 +150,15 @@ def read_models_config(path: str | Path) -> list[ModelConfig]:
         raise UserError(f"{path} is no ModelServerConfig: {one_line(error)}") from error
     if not config.model_config_list.config:
         raise UserError(f"{path} has no model_config_list with a model")
-    models = [_read_model(model, path) for model in config.model_config_list.config]
+    models = [
+        _read_model(model, path, Path(models_root)) for model in config.model_config_list.config
+    ]
     return _distinct(models)
 
 
-def _read_model(model: model_server_config_pb2.ModelConfig, path: Path) -> ModelConfig:
+def _read_model(
+    model: model_server_config_pb2.ModelConfig, path: Path, models_root: Path
+) -> ModelConfig:
     where = f"{path}: model '{model.name}'"
     if not (model.name and model.base_path):
         raise UserError(f"{where} needs a name and a base_path")
@@ -150,9 +166,12 @@ def _read_model(model: model_server_config_pb2.ModelConfig, path: Path) -> Model
         raise UserError(f"{where} is of platform '{model.model_platform}', not tensorflow")
     if model.HasField("logging_config"):
         raise UserError(f"{where} has a logging_config; TensorFlow Serving alone logs requests")
-    base = path.parent / model.base_path
+    base = Path(model.base_path)
+    in_root = base.is_relative_to(MODELS_ROOT)
+    base = models_root / base.relative_to(MODELS_ROOT) if in_root else path.parent / base
     if not base.is_dir():
-        raise UserError(f"{where}: {base} is no folder")
+        advice = f"; name the folder that holds {MODELS_ROOT} by --models_root" if in_root else ""
+        raise UserError(f"{where}: {base} is no folder{advice}")
     policy = model.model_version_policy
     choice: dict = {}
     match policy.WhichOneof("policy_choice"):

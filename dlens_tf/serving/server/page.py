@@ -13,6 +13,7 @@ Files are parsed in memory, and their names are only ever shown.
 import asyncio
 import base64
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import json
@@ -32,7 +33,7 @@ from dlens_tf.inference.posterior import Posterior
 from dlens_tf.inference.predictor import check_outputs, posterior_from_outputs
 from dlens_tf.io.upload import Upload, display_name, max_bytes, read_upload
 from dlens_tf.parameters import Parameter, prior_to_dict
-from dlens_tf.serving.server.bodies import read_body
+from dlens_tf.serving.server.bodies import received_body
 from dlens_tf.serving.server.errors import ServingError, invalid
 from dlens_tf.serving.server.models import ModelStore, ServedModel
 
@@ -113,13 +114,15 @@ class _Page:
     async def predict(self, request: web.Request) -> web.Response:
         name = request.query.get("model", "")
         number = request.query.get("example")
-        body = await read_body(request)
         try:
-            with self._store.get(name) as model:
+            async with contextlib.AsyncExitStack() as stack:
+                model = stack.enter_context(self._store.get(name))
+                limit = max_bytes(model.manifest.image)
+                body = await stack.enter_async_context(received_body(request, limit))
                 if number is None:
                     file = urllib.parse.unquote(request.headers.get(FILE_NAME, ""))
                     upload = await self._in(
-                        self._reader, read_upload, file, body, model.manifest.image
+                        self._reader, read_upload, file, bytes(body), model.manifest.image
                     )
                     file = display_name(file)
                 else:

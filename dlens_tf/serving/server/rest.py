@@ -20,12 +20,15 @@ from absl import logging
 from aiohttp import web
 
 from dlens_tf.serving.server import json_tensors, page, protos
-from dlens_tf.serving.server.bodies import OPTIONS, read_body
+from dlens_tf.serving.server.bodies import BUDGET, OPTIONS, Budget, received_body
 from dlens_tf.serving.server.errors import ServingError, invalid
 from dlens_tf.serving.server.inputs import Tensors, find_signature, offload
 from dlens_tf.serving.server.metrics import CONTENT_TYPE, Metrics
 from dlens_tf.serving.server.models import ModelStore, ServedModel
 from dlens_tf.serving.server.options import ServerOptions
+
+BUSY = web.AppKey("busy", set)
+"""Where the web application keeps the connections whose requests are being answered."""
 
 Predict = Callable[[ServedModel, str, Tensors], Awaitable[Tensors]]
 """Checks and answers a request: (model, signature, inputs) to outputs."""
@@ -39,6 +42,18 @@ _PATH = re.compile(
 
 def _error(status: int, message: str) -> web.Response:
     return web.json_response({"error": message}, status=status)
+
+
+@web.middleware
+async def _note_busy(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    busy, connection = request.app[BUSY], request.protocol
+    busy.add(connection)
+    try:
+        return await handler(request)
+    finally:
+        busy.discard(connection)
 
 
 @web.middleware
@@ -70,7 +85,7 @@ async def _answer(
 
 
 def make_app(
-    store: ModelStore, predict: Predict, options: ServerOptions, metrics: Metrics | None = None
+    store: ModelStore, predict: Predict, options: ServerOptions, metrics: Metrics, budget: Budget
 ) -> web.Application:
     """The web application. A `ServingError` in any handler is answered as {"error": message}.
 
@@ -78,12 +93,14 @@ def make_app(
       store: the models.
       predict: what answers a signature.
       options: limits.
-      metrics: what counts requests; None for new ones.
+      metrics: what counts requests.
+      budget: what the bodies in flight may take.
     """
-    metrics = Metrics(store) if metrics is None else metrics
-    app = web.Application(middlewares=[_answer], client_max_size=options.max_request_bytes)
+    app = web.Application(middlewares=[_note_busy, _answer])
     app[OPTIONS] = options
-    models = _Models(store, predict, metrics)
+    app[BUDGET] = budget
+    app[BUSY] = set()
+    models = _Models(store, predict, options, metrics)
 
     async def healthz(request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -107,9 +124,12 @@ def make_app(
 class _Models:
     """Answers what is asked below /v1/."""
 
-    def __init__(self, store: ModelStore, predict: Predict, metrics: Metrics):
+    def __init__(
+        self, store: ModelStore, predict: Predict, options: ServerOptions, metrics: Metrics
+    ):
         self._store = store
         self._predict = predict
+        self._max_values = options.max_json_values
         self._metrics = metrics
         self._handlers = {
             ("GET", None): self._status,
@@ -139,13 +159,15 @@ class _Models:
     async def _predictions(self, request: web.Request, which: tuple[Any, ...]) -> bytes:
         with self._metrics.request("rest") as asked, self._store.get(*which) as model:
             asked.model = model.name
-            body = await read_body(request)
-            message, name = await offload(len(body), json_tensors.parse_body, body)
-            signature = find_signature(model, name)
-            asked.signature = name
-            inputs = await offload(len(body), json_tensors.decode_request, message, signature)
-            outputs = await self._predict(model, name, inputs)
+            async with received_body(request) as body:
+                message, name = await offload(
+                    len(body), json_tensors.parse_body, body, self._max_values
+                )
+                signature = find_signature(model, name)
+                asked.signature = name
+                inputs = await offload(len(body), json_tensors.decode_request, message, signature)
+                rows = json_tensors.ROWS in message
+                del message  # several times as large as the body
+                outputs = await self._predict(model, name, inputs)
             size = sum(value.nbytes for value in outputs.values())
-            return await offload(
-                8 * size, json_tensors.encode_answer, outputs, json_tensors.ROWS in message
-            )
+            return await offload(8 * size, json_tensors.encode_answer, outputs, rows)

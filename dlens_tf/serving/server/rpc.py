@@ -7,6 +7,7 @@ Messages are parsed here, and not by gRPC, so that a damaged one is INVALID_ARGU
 server's fault.
 """
 
+import functools
 import math
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -24,6 +25,7 @@ from tensorflow_serving.apis import (
 )
 
 from dlens_tf.serving.server import protos
+from dlens_tf.serving.server.bodies import Budget
 from dlens_tf.serving.server.errors import ServingError, invalid
 from dlens_tf.serving.server.inputs import (
     Signature,
@@ -44,7 +46,7 @@ _PACKAGE = "tensorflow.serving"
 
 
 def make_server(
-    store: ModelStore, predict: Predict, options: ServerOptions, metrics: Metrics
+    store: ModelStore, predict: Predict, options: ServerOptions, metrics: Metrics, budget: Budget
 ) -> grpc.aio.Server:
     """The gRPC server, without a port yet.
 
@@ -53,6 +55,7 @@ def make_server(
       predict: what answers a signature.
       options: limits.
       metrics: what counts requests.
+      budget: what the messages in flight may take.
     """
     server = grpc.aio.server(
         options=[
@@ -64,14 +67,15 @@ def make_server(
         # As many as can wait and be computed: each holds its message in memory.
         maximum_concurrent_rpcs=options.max_enqueued + options.workers * options.max_batch_size,
     )
+    method = functools.partial(_method, budget)
     services = _Services(store, predict, options, metrics)
     server.add_generic_rpc_handlers(
         [
             grpc.method_handlers_generic_handler(
                 f"{_PACKAGE}.PredictionService",
                 {
-                    "Predict": _method(predict_pb2.PredictRequest, services.predict),
-                    "GetModelMetadata": _method(
+                    "Predict": method(predict_pb2.PredictRequest, services.predict),
+                    "GetModelMetadata": method(
                         get_model_metadata_pb2.GetModelMetadataRequest, services.metadata
                     ),
                 },
@@ -79,7 +83,7 @@ def make_server(
             grpc.method_handlers_generic_handler(
                 f"{_PACKAGE}.ModelService",
                 {
-                    "GetModelStatus": _method(
+                    "GetModelStatus": method(
                         get_model_status_pb2.GetModelStatusRequest, services.status
                     )
                 },
@@ -90,17 +94,21 @@ def make_server(
 
 
 def _method(
-    request_type: type[Message], answer: Callable[[Message, int], Awaitable[Message]]
+    budget: Budget,
+    request_type: type[Message],
+    answer: Callable[[Message, int], Awaitable[Message]],
 ) -> grpc.RpcMethodHandler:
     """A method that parses its request, and turns a `ServingError` into a status."""
 
     async def handle(data: bytes, context: grpc.aio.ServicerContext) -> Message:
         try:
-            try:
-                request = request_type.FromString(data)
-            except DecodeError as error:
-                raise invalid(f"the message is no {request_type.DESCRIPTOR.name}") from error
-            return await answer(request, len(data))
+            with budget.account() as take:
+                take(len(data))
+                try:
+                    request = request_type.FromString(data)
+                except DecodeError as error:
+                    raise invalid(f"the message is no {request_type.DESCRIPTOR.name}") from error
+                return await answer(request, len(data))
         except ServingError as error:
             failure = (grpc.StatusCode[error.code], error.message)
         except Exception:
@@ -206,9 +214,9 @@ def _array(name: str, tensor: tensor_pb2.TensorProto, spec: Spec, max_bytes: int
         raise invalid(f"input '{name}' has no shape")
     shape = [dim.size for dim in tensor.tensor_shape.dim]
     check_shape(name, spec, shape)
-    element = max(map(len, tensor.string_val), default=1)
-    if spec.dtype != tf.string:
-        element = spec.dtype.size
+    element = spec.dtype.size
+    if spec.dtype == tf.string:  # an empty one takes a pointer still
+        element = max([8, *map(len, tensor.string_val)])
     if math.prod(shape) * element > max_bytes:
         raise ServingError("RESOURCE_EXHAUSTED", f"input '{name}' is larger than {max_bytes} bytes")
     try:

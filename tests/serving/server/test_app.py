@@ -1,6 +1,7 @@
 import base64
 import concurrent.futures
 import contextlib
+import json
 import shutil
 import socket
 import threading
@@ -133,7 +134,45 @@ def test_request_size_is_limited(toy, local_options, connect):
         assert client.rest(PREDICT, body(image[:1])).status_code == 200
 
 
+def test_what_all_requests_hold_is_limited(toy, gate, local_options, connect):
+    image = np.zeros((1, 64, 64, 1), np.float32)
+    size = len(json.dumps(body(image)))
+    with (
+        serving(toy, local_options, connect, max_bytes_in_flight=size + 9000) as client,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        gate.entered.clear()
+        gate.open.clear()
+        task = pool.submit(client.rest, PREDICT, body(image))
+        assert gate.entered.wait(60)
+        refused = client.rest(PREDICT, body(image))
+        assert refused.status_code == 429
+        assert refused.json()["error"].endswith("bytes are being answered already; try later")
+        with pytest.raises(grpc.RpcError) as caught:
+            client.predictions.Predict(client.request(image=image), timeout=60)
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        gate.open.set()
+        assert task.result().status_code == 200
+        assert client.rest(PREDICT, body(image)).status_code == 200
+
+
+def test_values_of_json_are_limited_but_not_bytes(bundle, images, local_options, connect):
+    with serving(bundle.parent, local_options, connect, max_json_values=8192) as client:
+        assert client.rest(PREDICT, body(images[:1])).status_code == 200
+        answer = client.rest(PREDICT, body(images[:3]))
+        assert answer.status_code == 413
+        assert answer.json()["error"] == (
+            "the JSON has more than 8192 values; send images as bytes, see serve_bytes"
+        )
+        strings = [{"b64": base64.b64encode(image.tobytes()).decode()} for image in images[:4]]
+        asked = {"signature_name": "serve_bytes", "instances": strings}
+        assert client.rest(PREDICT, asked).status_code == 200
+
+
 HALF = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{{".encode()
+
+
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def stubborn(port, data, half_closed=False):
@@ -152,7 +191,7 @@ def received(connection):
 
 def test_slow_and_half_closed_clients_hold_nothing(toy, local_options, connect):
     image = np.zeros((1, 64, 64, 1), np.float32)
-    with serving(toy, local_options, connect, read_seconds=0.5, idle_seconds=0.5) as client:
+    with serving(toy, local_options, connect, read_seconds=0.5) as client:
         port = client.server.rest_port
         slow = [stubborn(port, HALF) for _ in range(20)]
         half = [stubborn(port, HALF, half_closed=True) for _ in range(20)]
@@ -168,14 +207,20 @@ def test_slow_and_half_closed_clients_hold_nothing(toy, local_options, connect):
 
 
 def test_connections_are_limited(toy, local_options, connect):
-    with serving(toy, local_options, connect, max_connections=3) as client:
+    with serving(toy, local_options, connect, max_connections=3, read_seconds=60.0) as client:
         port = client.server.rest_port
-        first = [stubborn(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(3)]
-        assert all(received(connection) for connection in first)  # each counts by now
-        for _ in range(3):
-            with stubborn(port, b"") as fourth:
-                assert received(fourth) == b""
-        for connection in first:
+        idle = [stubborn(port, HEALTH) for _ in range(3)]
+        assert all(received(connection) for connection in idle)  # each counts by now
+        idle.append(stubborn(port, HEALTH))
+        assert received(idle[3])
+        assert received(idle[0]) == b""  # closed for it
+        expecting = HALF.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")
+        busy = [stubborn(port, expecting) for _ in range(3)]
+        assert all(received(connection).startswith(b"HTTP/1.1 100") for connection in busy)
+        assert [received(connection) for connection in idle[1:]] == [b""] * 3
+        with stubborn(port, HEALTH) as newcomer:
+            assert received(newcomer) == b""
+        for connection in (*idle, *busy):
             connection.close()
         while True:  # until the server has seen them close
             with contextlib.suppress(requests.ConnectionError):

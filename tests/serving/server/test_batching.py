@@ -130,6 +130,22 @@ def test_refuses_when_too_many_wait(local_options):
     run(test, local_options, max_enqueued=2)
 
 
+def test_the_parts_of_a_large_request_count(local_options):
+    async def test(model, ask, batcher):
+        first = await hold(model, ask)
+        tasks = [ask(rows(1.0))]
+        await gathered(batcher, 1)
+        with pytest.raises(ServingError, match=r"1 requests .* and this one has 4 parts; try"):
+            await ask(rows(9.0, 8))
+        tasks.append(ask(rows(2.0, 6)))
+        await gathered(batcher, 4)
+        model.free.set()
+        await asyncio.gather(first, *tasks)
+        await ask(rows(9.0, 40))  # alone
+
+    run(test, local_options, max_batch_size=2, max_enqueued=4)
+
+
 def test_what_is_given_up_is_not_computed(local_options):
     async def test(model, ask, batcher):
         first = await hold(model, ask)

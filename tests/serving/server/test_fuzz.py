@@ -23,7 +23,7 @@ IMAGE = np.random.default_rng(0).normal(size=(1, 64, 64, 1)).astype(np.float32)
 RAW = IMAGE.tobytes()
 
 amounts = pytest.mark.parametrize(
-    "number", [100, pytest.param(1500, marks=pytest.mark.slow)], ids=["hundreds", "thousands"]
+    "number", [25, pytest.param(1000, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 
 texts = st.text(max_size=8) | st.sampled_from(["image", "image_bytes", "examples", "seed", "b64"])

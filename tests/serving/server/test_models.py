@@ -1,8 +1,10 @@
 import shutil
+import weakref
 
 import numpy as np
 import pytest
 
+from dlens_tf.serving.server import models
 from dlens_tf.serving.server.errors import ServingError
 from dlens_tf.serving.server.models import ModelStore
 from dlens_tf.serving.server.options import ModelConfig
@@ -63,6 +65,23 @@ def test_a_new_version_takes_over_when_the_last_request_is_answered(kept, base):
         asked(store, 1)
 
 
+def test_the_memory_of_a_version_is_free_after_its_last_request(kept, base, monkeypatch):
+    store = ModelStore([ModelConfig("m", base)])
+    store.refresh()
+    freed = []
+    free = models._free_memory
+    monkeypatch.setattr(models, "_free_memory", lambda: (free(), freed.append(True)))
+    with store.get("m") as old:
+        contents = weakref.ref(old._saved_model)
+        add(kept, base, 2)
+        store.refresh()
+    del old
+    store.refresh()
+    assert contents() is None
+    store.refresh()
+    assert len(freed) == 1  # not at each look
+
+
 def test_labels_and_policies(kept, base):
     add(kept, base, 2)
     add(kept, base, 3)
@@ -72,8 +91,9 @@ def test_labels_and_policies(kept, base):
     assert (asked(store), asked(store, None, "stable"), asked(store, 1)) == (3, 1, 1)
     with store.get("m", label="stable") as model:
         assert model.labels == ["stable"]
-    with pytest.raises(ServingError, match="no label 'x'"):
+    with pytest.raises(ServingError, match="no label 'x'") as caught:
         store.status("m", label="x")
+    assert caught.value.code == "INVALID_ARGUMENT"
     assert [status.version for status in store.status("m", label="stable")] == [1]
     store = ModelStore([ModelConfig("m", base, versions=frozenset({2, 7}))])
     store.refresh()
@@ -109,6 +129,25 @@ def test_a_broken_version_is_reported_and_the_old_one_stays(kept, base, caplog):
     add(kept, base, 2)  # mended
     store.refresh()
     assert asked(store) == 2
+
+
+@pytest.mark.parametrize("damage", [b"no archive", "cut", "other", None])
+def test_damaged_golden_answers_keep_no_model_out(bundle, tmp_path, damage, caplog):
+    shutil.copytree(bundle, tmp_path / "1")
+    golden = tmp_path / "1" / "assets.extra" / "golden.npz"
+    if damage == "cut":
+        golden.write_bytes(golden.read_bytes()[:-100])
+    elif damage == "other":
+        np.savez(golden, image=np.zeros((3, 5, 5, 1), np.float32))
+    elif damage is None:
+        golden.unlink()
+    else:
+        golden.write_bytes(damage)
+    store = ModelStore([ModelConfig("m", tmp_path)])
+    store.refresh()
+    with store.get("m") as model:
+        assert model.examples.shape == (0, 64, 64, 1)
+    assert ("golden.npz" in caplog.text) == (damage is not None)
 
 
 def test_what_vanishes_stays_in_service(kept, base, caplog):

@@ -85,6 +85,16 @@ def test_models_config(tmp_path):
     ]
 
 
+def test_the_models_of_a_container_are_looked_for_elsewhere(tmp_path):
+    make_version(tmp_path / "saved" / "a", "1")
+    path = tmp_path / "models.config"
+    path.write_text('model_config_list { config { name: "a" base_path: "/models/a" } }')
+    found = read_models_config(path, tmp_path / "saved")
+    assert found == [ModelConfig("a", tmp_path / "saved" / "a")]
+    with pytest.raises(UserError, match=r"none/a is no folder; .* by --models_root"):
+        read_models_config(path, tmp_path / "none")
+
+
 @pytest.mark.parametrize(
     "config, message",
     [

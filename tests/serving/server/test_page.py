@@ -175,7 +175,6 @@ HOLED[3, 4] = np.nan
         ("", b"", "the file: the file is empty"),
         ("/etc/passwd", b"", "/etc/passwd: the file is empty"),
         ("../\n\0<b>Ω.npy", b"?", "../<b>Ω.npy: not a kind of file"),
-        ("a.npy", bytes(3 * 2**20), "a.npy: 3,145,728 bytes; one image is at most"),
     ],
 )
 def test_one_line_for_what_does_not_fit(predict, name, content, message):
@@ -183,6 +182,15 @@ def test_one_line_for_what_does_not_fit(predict, name, content, message):
     assert answer.status_code == 400
     assert answer.json().keys() == {"error"}
     assert message in answer.json()["error"] and "\n" not in answer.json()["error"]
+
+
+def test_no_more_is_read_than_an_image_has(predict, url):
+    (model,) = requests.get(f"{url}/page/models", timeout=60).json()["models"]
+    for content in (bytes(3 * 2**20), iter([bytes(3 * 2**20)])):  # with a length, and in chunks
+        answer = predict(content)
+        assert answer.status_code == 413
+        error = f"the request is larger than {model['max_bytes']} bytes"
+        assert answer.json() == {"error": error}
 
 
 def test_unknown_models_and_examples(url, predict):

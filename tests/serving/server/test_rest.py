@@ -127,6 +127,7 @@ def test_wrong_requests_are_one_clear_line(client, body, message):
         ([{"b64": "AAAAAA=="}], "row 0: 1 float32 numbers; an image [64, 64, 1] has 4096"),
         ([{"b64": "$"}], "not valid UTF-8 or base64"),
         ([{"b64": 3}], "not valid UTF-8 or base64"),
+        (["AAAA"] * 1025, "has 1025 rows; send 1024 at most"),
         ([3], 'needs strings, or bytes as {"b64": "…"}'),
         ([["AAAA"], "AAAA"], "not all of one shape"),
         (["\ud800"], "not valid UTF-8 or base64"),
@@ -145,7 +146,7 @@ def test_wrong_bytes(client, instances, message):
     [
         ("GET", "/v1/models/none", 404),
         ("GET", "/v1/models/small/versions/2", 404),
-        ("GET", "/v1/models/small/labels/none", 404),
+        ("GET", "/v1/models/small/labels/none", 400),
         ("GET", "/v1/models/small/versions/2/metadata", 404),
         ("POST", "/v1/models/none:predict", 404),
         ("POST", "/v1/models/..%2F..%2Fetc%2Fpasswd:predict", 400),

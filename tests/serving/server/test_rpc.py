@@ -94,6 +94,21 @@ def huge(request):
         request.inputs["image"].tensor_shape.dim.add(size=size)
 
 
+def endless(request):
+    # Of strings without a single byte.
+    request.model_spec.signature_name = "serve_manifest"
+    request.inputs.clear()
+    request.inputs["key"].CopyFrom(
+        tf.make_tensor_proto([b""], tf.string, [1], allow_broadcast=True)
+    )
+    request.inputs["key"].tensor_shape.dim[0].size = 10**12
+
+
+def many(request):
+    endless(request)
+    request.inputs["key"].tensor_shape.dim[0].size = 20_000
+
+
 def negative(request):
     request.inputs["image"].tensor_shape.dim[0].size = -1
 
@@ -108,7 +123,11 @@ def too_many(request):
         (wrong(lambda r: r.ClearField("model_spec")), "INVALID_ARGUMENT", "name is missing"),
         (wrong(lambda r: setattr(r.model_spec, "name", "x")), "NOT_FOUND", "no model 'x'"),
         (wrong(lambda r: setattr(r.model_spec.version, "value", 9)), "NOT_FOUND", "version 9"),
-        (wrong(lambda r: setattr(r.model_spec, "version_label", "x")), "NOT_FOUND", "label 'x'"),
+        (
+            wrong(lambda r: setattr(r.model_spec, "version_label", "x")),
+            "INVALID_ARGUMENT",
+            "label 'x'",
+        ),
         (
             wrong(lambda r: setattr(r.model_spec, "signature_name", "x")),
             "INVALID_ARGUMENT",
@@ -123,6 +142,8 @@ def too_many(request):
         (wrong(negative), "INVALID_ARGUMENT", "[-1, 64, 64, 1]"),
         (wrong(too_many), "INVALID_ARGUMENT", "do not fill its shape [3, 64, 64, 1]"),
         (wrong(huge), "RESOURCE_EXHAUSTED", "input 'image' is larger than"),
+        (wrong(endless), "RESOURCE_EXHAUSTED", "input 'key' is larger than"),
+        (wrong(many), "INVALID_ARGUMENT", "input 'key' has 20000 rows; send 1024 at most"),
         (
             put(tf.make_tensor_proto(np.full((1, 64, 64, 1), np.nan, "f4"))),
             "INVALID_ARGUMENT",
