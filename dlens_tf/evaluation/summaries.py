@@ -11,6 +11,7 @@ they are 0.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from keras import ops
@@ -126,7 +127,17 @@ def statistics(images):
     Returns:
       [N, C × len(NAMES)] of the same dtype, channel by channel.
     """
-    channels = [_one_channel(images[..., c]) for c in range(images.shape[-1])]
+    return by_channel(_one_channel, images)
+
+
+def by_channel(statistics_of: Callable, images):
+    """Statistics of each channel, side by side: [N, C × K].
+
+    Args:
+      statistics_of: from images [N, H, W] of one channel to a list of K arrays [N].
+      images: [N, H, W, C].
+    """
+    channels = [statistics_of(images[..., c]) for c in range(images.shape[-1])]
     return ops.stack([values for channel in channels for values in channel], axis=1)
 
 

@@ -8,6 +8,8 @@ import math
 
 from keras import ops
 
+from dlens_tf.evaluation.summaries import by_channel
+
 NAMES = (
     "log_noise",  # of the median |second difference along both axes|, in the border
     "log_noise_binned",  # the same of the image's mean over 2 × 2 pixels
@@ -67,5 +69,4 @@ def statistics(images):
     Returns:
       [N, C × len(NAMES)] of the same dtype, channel by channel.
     """
-    channels = [_one_channel(images[..., c]) for c in range(images.shape[-1])]
-    return ops.stack([values for channel in channels for values in channel], axis=1)
+    return by_channel(_one_channel, images)

@@ -277,6 +277,7 @@ class DensityPosterior(Posterior):
         self._numbers = _checked(
             "density", outputs["density"], (shape[0], self._density.num_numbers)
         )
+        self._programs: dict[Callable, Callable] = {}  # compiled questions
         self._low, self._high = parameters.supports.T
         self._width = self._high - self._low
 
@@ -303,7 +304,7 @@ class DensityPosterior(Posterior):
         step = max(1, _VALUES_AT_ONCE // max(1, size + self._density.cost_per_image))
         starts = range(0, max(1, len(self)), step)
         if len(starts) >= _MANY_GOES:
-            question = _compiled(question)
+            question = self._programs.setdefault(question, _compiled(question))
         parts = []
         for i in starts:
             rows = (
