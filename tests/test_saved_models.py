@@ -10,6 +10,7 @@ import dlens_tf
 from dlens_tf import hub
 from dlens_tf.evaluation.recalibration import Recalibration
 from dlens_tf.evaluation.report import format_estimate
+from dlens_tf.inference.bundle import find_bundle
 from dlens_tf.serving.answers import answers
 from dlens_tf.serving.publish import MAX_BYTES
 from dlens_tf.simulation.recipes import get_recipe
@@ -41,7 +42,7 @@ def test_model_answers_fresh_images(name):
 @each
 def test_folder_is_whole_and_small(name):
     hub.verify_checksums(FOLDER / name)
-    bundle = [path for path in (FOLDER / name / "1").rglob("*") if path.is_file()]
+    bundle = [path for path in find_bundle(FOLDER / name).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in bundle) <= MAX_BYTES
     assert (FOLDER / name / hub.WEIGHTS).stat().st_size <= MAX_BYTES
 

@@ -83,12 +83,16 @@ flags.DEFINE_float(
     "grace_seconds", 15.0, "Time that requests in flight get at the end.", lower_bound=0.0
 )
 flags.DEFINE_integer(
-    "workers", 2, "Models or signatures that compute at the same time.", lower_bound=1
+    "workers",
+    None,
+    "Batches that are computed at the same time (default: one for each core).",
+    lower_bound=1,
 )
 flags.DEFINE_integer(
     "intra_op_threads",
-    0,
-    "Threads that TensorFlow gives to one operation; 0: one for each core.",
+    1,
+    "Threads that TensorFlow gives to one operation; 0: one for each core. More than one make "
+    "small networks slower: their operations are short, and wake threads for nothing.",
     lower_bound=0,
 )
 
@@ -120,6 +124,7 @@ def main(argv):
                 "max_bytes_in_flight", "max_connections", "poll_seconds", "read_seconds",
                 "request_seconds", "grace_seconds", "workers",
             )
+            if FLAGS[name].value is not None
         },
     )  # fmt: skip
     serve(options)

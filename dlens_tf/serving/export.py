@@ -34,13 +34,16 @@ PARTIAL = ".partial-"
 _STALE_AFTER = 3600.0  # seconds; an export takes about a minute
 
 
-def export_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
+def export_run(
+    run_dir: str | Path, output: str | Path | None = None, first_version: int = 1
+) -> Path:
     """Exports a run's best model, and checks what was written.
 
     Args:
       run_dir: the run's folder.
       output: base folder; None takes <run_dir>/export. The bundle becomes its next free
-        integer version, counted from 1; no version is ever replaced.
+        integer version; no version is ever replaced.
+      first_version: from which versions are counted.
 
     Returns:
       The bundle's folder.
@@ -58,7 +61,7 @@ def export_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
         partial.mkdir(parents=True)
         remove_stale(base)
         _write_bundle(run, model, partial)
-        bundle = _publish(partial, base)
+        bundle = _publish(partial, base, first_version)
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"can't export to {base}: {one_line(error)}") from error
     finally:
@@ -145,10 +148,10 @@ def _foreign_paths(run: RunFolder) -> tuple[str, ...]:
     return tuple(sorted(f"{path}/" for path in paths if path != Path(path.anchor)))
 
 
-def _publish(partial: Path, base: Path) -> Path:
+def _publish(partial: Path, base: Path, first_version: int) -> Path:
     """Renames a finished bundle to the next free version."""
     while True:
-        bundle = base / str(max(versions(base), default=0) + 1)
+        bundle = base / str(max([first_version, *(version + 1 for version in versions(base))]))
         try:
             os.rename(partial, bundle)
             return bundle

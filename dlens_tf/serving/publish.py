@@ -5,7 +5,7 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from dlens_tf.commands import command_line
 from dlens_tf.errors import UserError
 from dlens_tf.evaluation.report import format_estimate
 from dlens_tf.evaluation.tables import markdown_table
-from dlens_tf.inference.bundle import CARD, Manifest, find_bundle
+from dlens_tf.inference.bundle import CARD, Manifest, find_bundle, versions
 from dlens_tf.io.files import atomic_write, one_line
 from dlens_tf.pipeline.reading import build_command, dataset_path
 from dlens_tf.serving.card import CardContents, model_card
@@ -22,6 +22,7 @@ from dlens_tf.serving.export import PARTIAL, export_run, remove_stale
 from dlens_tf.serving.limits import limits_of_use
 from dlens_tf.simulation.recipes import get_recipe
 from dlens_tf.training.cost import training_cost
+from dlens_tf.training.lineage import earlier_runs
 from dlens_tf.training.run_folder import RunFolder, portable_flags, read_flags, write_flags
 
 MAX_BYTES = 8 * 2**20
@@ -40,7 +41,8 @@ def publish_run(
       run_dir: the run's folder, with evaluation/test.json.
       name: of the model: lower-case letters, digits and underscores, a letter first.
       output: folder of the models; the table in its README.md is renewed.
-      replace: whether a model of this name may be replaced.
+      replace: whether a model of this name may be replaced. The new one's bundle has the next
+        version: a server that looks at the folder takes it for new, as it is.
 
     Returns:
       The model's folder.
@@ -63,7 +65,8 @@ def publish_run(
     try:
         partial.mkdir()
         remove_stale(folder.parent)
-        _fill(run, evaluation, name, partial)
+        version = max(versions(folder), default=0) + 1
+        _fill(run, evaluation, name, partial, version)
         _check_size(partial, name)
         table = models_table(folder.parent, {name: partial})
         _put_in_place(partial, folder)
@@ -75,10 +78,12 @@ def publish_run(
     return folder
 
 
-def _fill(run: RunFolder, evaluation: Mapping[str, Any], name: str, folder: Path) -> None:
+def _fill(
+    run: RunFolder, evaluation: Mapping[str, Any], name: str, folder: Path, version: int
+) -> None:
     """Writes all files of a model."""
     config = run.config
-    bundle = export_run(run.path, folder)
+    bundle = export_run(run.path, folder, version)
     shutil.copyfile(run.model_path, folder / hub.WEIGHTS)
     shutil.copyfile(run.evaluation_dir / "test.json", folder / hub.EVALUATION)
     recipe = get_recipe(config["recipe"])
@@ -133,14 +138,18 @@ def _commands(run: RunFolder, evaluation: Mapping[str, Any], name: str, folder: 
             commands.append(command_line("train", flagfile=f"saved_models/{name}/{file}"))
 
     members = [RunFolder(member["run"]) for member in config.get("members", [])]
+    runs = members or [run]
+    initial = {earlier.path for earlier in earlier_runs(runs, ("initial_run",))}
     build(config)
-    for i, start in enumerate(_start_runs(members or [run])):
+    for i, earlier in enumerate(earlier_runs(runs)):
+        RunFolder.open(earlier.path)  # were it gone, the model could not be made again
         # A data set has one place: where both have the same, the run's own serves for both.
-        if any(start.config[key] != config[key] for key in ("dataset", "config")):
-            build(start.config)
-        # Where the flags of those who start from it seek it.
-        [place] = portable_flags({"start_run": [str(start.path)]}, run_dir)["start_run"]
-        train(start, f"start{i or ''}.cfg", place)
+        if any(earlier.config[key] != config[key] for key in ("dataset", "config")):
+            build(earlier.config)
+        # Where the flags of those who come from it seek it.
+        [place] = portable_flags({"start_run": [str(earlier.path)]}, run_dir)["start_run"]
+        kind = "initial" if earlier.path in initial else "start"
+        train(earlier, f"{kind}{i or ''}.cfg", place)
     if members:
         for i, member in enumerate(members):
             train(member, f"member{i}.cfg", f"{run_dir}_member{i}")
@@ -153,22 +162,6 @@ def _commands(run: RunFolder, evaluation: Mapping[str, Any], name: str, folder: 
     commands.append(command_line("evaluate", run_dir=run_dir, **options))
     commands.append(command_line("publish", run_dir=run_dir, name=name))
     return commands
-
-
-def _start_runs(runs: Sequence[RunFolder]) -> list[RunFolder]:
-    """The runs that fits of these start from, each once.
-
-    Raises:
-      UserError: if one is gone: the model could not be made again.
-    """
-    starts = {}
-    for run in runs:
-        path = run.config.get("start_run") if run.config_path.is_file() else None
-        if path is None and run.flags_path.is_file():
-            path = read_flags(run.flags_path).get("start_run", [None])[0]  # of older versions
-        if path is not None:
-            starts[Path(path).resolve()] = RunFolder.open(path)
-    return list(starts.values())
 
 
 def _check_size(folder: Path, name: str) -> None:

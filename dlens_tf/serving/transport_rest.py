@@ -7,11 +7,13 @@ Reference: https://www.tensorflow.org/tfx/serving/api_rest
 """
 
 import base64
+import json
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import requests
+import urllib3
 
 from dlens_tf.io.files import one_line
 from dlens_tf.serving.transport import Answer, ModelName, ServerError, seconds_left
@@ -26,6 +28,7 @@ _CODES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
+_PIECE = 2**16  # bytes of an answer that are read at once
 # Signatures with one output: the answer in columns does not name it.
 _ONLY_OUTPUT = {"serve_manifest": "manifest", "serve_density_bytes": "mean"}
 
@@ -95,13 +98,15 @@ class RestTransport:
 
     def _send(self, method: str, path: str, deadline: float, body: Any = None) -> dict:
         try:
-            response = self._session.request(
+            with self._session.request(
                 method,
                 self._url + path,
                 json=body,
                 timeout=seconds_left(deadline),
                 allow_redirects=False,  # a POST would come as a GET
-            )
+                stream=True,
+            ) as response:
+                content = _read(response, deadline)
         except requests.Timeout as error:
             raise ServerError("DEADLINE_EXCEEDED", _root(error)) from error
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
@@ -109,11 +114,15 @@ class RestTransport:
         except requests.RequestException as error:
             raise ServerError("UNKNOWN", one_line(error)) from error
         try:
-            answer = response.json()
+            answer = json.loads(content)
         except (ValueError, RecursionError):
             answer = None
         if response.status_code != 200:
-            told = answer.get("error") if isinstance(answer, dict) else response.text
+            told = (
+                answer.get("error")
+                if isinstance(answer, dict)
+                else content.decode("utf-8", "replace")
+            )
             status = f"HTTP status {response.status_code} {response.reason or ''}"
             code = _CODES.get(response.status_code, "UNKNOWN")
             raise ServerError(code, str(told or status))
@@ -124,6 +133,20 @@ class RestTransport:
     def close(self) -> None:
         """Closes the connections."""
         self._session.close()
+
+
+def _read(response: requests.Response, deadline: float) -> bytes:
+    """The body, all of it before the deadline: `requests` bounds the time of each piece only."""
+    parts = []
+    try:
+        while part := response.raw.read1(_PIECE, decode_content=True):
+            parts.append(part)
+            seconds_left(deadline)
+    except urllib3.exceptions.TimeoutError as error:
+        raise requests.Timeout(error) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.ConnectionError(error) from error
+    return b"".join(parts)
 
 
 def _quote(text: str) -> str:

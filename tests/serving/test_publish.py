@@ -11,6 +11,7 @@ import pytest
 
 from dlens_tf import hub
 from dlens_tf.errors import UserError
+from dlens_tf.inference.bundle import versions
 from dlens_tf.inference.predictor import Predictor
 from dlens_tf.serving import publish
 from dlens_tf.serving.publish import models_table, publish_run
@@ -101,6 +102,7 @@ def test_replacing_needs_to_be_said(published, evaluated_run, tmp_path):
     (folder / "tiny" / "old").write_text("x")
     publish_run(evaluated_run, "tiny", folder, replace=True)
     assert not (folder / "tiny" / "old").exists()
+    assert list(versions(folder / "tiny")) == [2]  # one that a server has loaded must not change
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "tiny"]
 
 
@@ -195,3 +197,31 @@ def test_run_that_fits_start_from_comes_first(evaluated_run, tmp_path):
     shutil.rmtree(start)
     with pytest.raises(UserError, match="first is not a run folder"):
         publish._commands(run, {"recalibration": None}, "tiny", tmp_path / "tiny")
+
+
+def test_runs_that_weights_come_from_are_in_the_commands(evaluated_run, tmp_path):
+    """A chain: each comes after what it begins with, on its own images."""
+
+    def write(name: str, **changes) -> RunFolder:
+        run = RunFolder(shutil.copytree(evaluated_run, tmp_path / name))
+        run.config_path.write_text(json.dumps({**run.config, **changes}))
+        if "initial_run" in changes:
+            with open(run.flags_path, "a") as stream:
+                stream.write(f"--initial_run={changes['initial_run']}\n")
+        return RunFolder(run.path)
+
+    write("first", config="model_ii")
+    write("second", initial_run=str(tmp_path / "first"))
+    run = write("run", initial_run=str(tmp_path / "second"))
+    (tmp_path / "tiny").mkdir()
+    commands = publish._commands(run, {"recalibration": None}, "tiny", tmp_path / "tiny")
+    assert "--config=model_ii_instrument " in commands[0] and "--config=model_ii " in commands[1]
+    assert commands[2:5] == [
+        f"python tools/train.py --flagfile=saved_models/tiny/{name}.cfg"
+        for name in ("initial", "initial1", "flags")
+    ]
+    texts = {path.stem: path.read_text() for path in (tmp_path / "tiny").glob("*.cfg")}
+    assert "--run_dir=runs/first\n" in texts["initial"]
+    assert "--run_dir=runs/second\n" in texts["initial1"]
+    assert "--initial_run=runs/first\n" in texts["initial1"]
+    assert "--initial_run=runs/second\n" in texts["flags"]

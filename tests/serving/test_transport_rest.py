@@ -1,5 +1,6 @@
 """REST against answers that no well-behaved server gives."""
 
+import contextlib
 import socketserver
 import threading
 import time
@@ -109,3 +110,22 @@ def test_odd_status(server, transport, status, code, message):
 def test_no_time_left(transport):
     with pytest.raises(ServerError, match="DEADLINE_EXCEEDED"):
         transport.ask(MODEL, "serve_manifest", {"key": [b""]}, time.monotonic())
+
+
+def test_an_answer_that_trickles_ends_at_the_deadline(server, transport):
+    pieces = 1000
+    sent = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % pieces)
+            with contextlib.suppress(OSError):  # the client is gone
+                for _ in range(pieces):
+                    self.wfile.write(b" ")
+                    sent.append(1)
+                    time.sleep(0.05)
+
+    server.RequestHandlerClass = Handler
+    with pytest.raises(ServerError, match="DEADLINE_EXCEEDED: no time is left"):
+        transport.ask(MODEL, "serve_manifest", {"key": [b""]}, time.monotonic() + 0.5)
+    assert len(sent) < pieces

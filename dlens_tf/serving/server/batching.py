@@ -1,16 +1,16 @@
 """Micro-batching: requests that come together go through the network together.
 
-Requests of the same model, version, signature and image shape are joined. While a batch is
-computed, the next one gathers. When the model is free again, the batch waits a little for as many
-requests as there were in the last round, since clients that have just been answered tend to come
-back; so many clients share each call, and one client alone never waits. Batches are not padded to
-fixed sizes: nothing is compiled for a size, so that padding would only cost.
+Requests of the same model, version, signature and image shape are joined. Each worker computes a
+batch, and while all are at work, the next one gathers. A worker that is free again takes its share
+of the requests that wait, and waits a little for those of clients that have just been answered, for
+they tend to come back; so many clients share each call, all workers are busy, and one client alone
+never waits. Batches are not padded to fixed sizes: nothing is compiled for a size, so that padding
+would only cost.
 """
 
 import asyncio
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Hashable, Iterator
@@ -34,17 +34,26 @@ class _Request:
 
 
 class _Queue:
-    """Requests that can be joined."""
+    """Requests that can be joined.
 
-    def __init__(self, model: ServedModel, signature: str, max_rows: int):
+    Attributes:
+      model, signature: what they ask.
+      enough: set while a worker's share waits.
+      lanes: workers that serve this queue, those that wait included.
+      gathering: those that wait.
+    """
+
+    def __init__(self, model: ServedModel, signature: str, max_rows: int, workers: int):
         self.model = model
         self.signature = signature
         self.enough = asyncio.Event()
-        """Set while there is no point in waiting for more."""
+        self.lanes = 0
+        self.gathering = 0
         self._max_rows = max_rows
-        self._expected = 1
+        self._workers = workers
         self._requests: collections.deque[_Request] = collections.deque()
-        self._rows = 0  # of all of them
+        self._computed = 0  # requests at work
+        self._returning = 0  # requests just answered, whose clients may come back
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -52,37 +61,52 @@ class _Queue:
     def __iter__(self) -> Iterator[_Request]:
         return iter(self._requests)
 
-    def expect(self, number: int) -> None:
-        """Sets how many requests are worth waiting for."""
-        self._expected = number
-        self._update()
-
     def put(self, request: _Request) -> None:
         """Appends a request."""
         self._requests.append(request)
-        self._rows += request.rows
+        self._returning = max(0, self._returning - 1)
         self._update()
 
     def discard(self, request: _Request) -> None:
         """Takes a request back, if it still waits."""
         if request in self._requests:
             self._requests.remove(request)
-            self._rows -= request.rows
             self._update()
 
+    def expect_none(self) -> None:
+        """Gives up on clients that have not come back."""
+        self._returning = 0
+        self._update()
+
     def take(self) -> list[_Request]:
-        """The next batch: as many requests as fit, at least one."""
+        """The next batch: a worker's share or as many requests as fit, at least one."""
+        share = self._share()
         batch = [self._requests.popleft()]
         rows = batch[0].rows
-        while self._requests and rows + self._requests[0].rows <= self._max_rows:
+        while self._requests and len(batch) < share:
+            rows += self._requests[0].rows
+            if rows > self._max_rows:
+                break
             batch.append(self._requests.popleft())
-            rows += batch[-1].rows
-        self._rows -= rows
+        self._computed += len(batch)
         self._update()
         return batch
 
+    def answered(self, number: int) -> None:
+        """Notes that as many requests are no longer at work."""
+        self._computed -= number
+        self._returning += number
+        self._update()
+
+    def _share(self) -> int:
+        """Requests of a worker, were all clients there."""
+        clients = len(self._requests) + self._computed + self._returning
+        return math.ceil(clients / self._workers)
+
     def _update(self) -> None:
-        if len(self._requests) >= self._expected or self._rows >= self._max_rows:
+        waiting = len(self._requests)
+        full = sum(request.rows for request in self._requests) >= self._max_rows
+        if waiting and (full or waiting >= self._share()):
             self.enough.set()
         else:
             self.enough.clear()
@@ -162,31 +186,44 @@ class Batcher:
     def _queue(self, model: ServedModel, signature: str, inputs: Tensors) -> _Queue:
         shapes = tuple(inputs[name].shape[1:] for name in sorted(inputs))
         key = (model, signature, shapes)
+        options = self._options
         if key not in self._queues:
-            self._queues[key] = _Queue(model, signature, self._options.max_batch_size)
-            task = asyncio.create_task(self._serve(key))
+            self._queues[key] = _Queue(model, signature, options.max_batch_size, options.workers)
+        queue = self._queues[key]
+        if not queue.gathering and queue.lanes < options.workers:
+            queue.lanes += 1
+            task = asyncio.create_task(self._serve(key, queue))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return self._queues[key]
+        return queue
 
-    async def _serve(self, key: Hashable) -> None:
-        """Answers what comes into a queue, until nothing comes."""
-        queue = self._queues[key]
+    async def _serve(self, key: Hashable, queue: _Queue) -> None:
+        """Answers what comes into a queue, a batch after the other, until nothing comes."""
         try:
             while await self._gather(queue):
                 batch = queue.take()
-                await self._compute(queue, batch)
-                queue.expect(len(batch) + len(queue))
+                try:
+                    await self._compute(queue, batch)
+                finally:
+                    queue.answered(len(batch))
         finally:
-            del self._queues[key]
-            for request in queue:
-                _refuse(request, ServingError("UNAVAILABLE", "the server is shutting down"))
+            queue.lanes -= 1
+            if not queue.lanes:
+                del self._queues[key]
+                for request in queue:
+                    _refuse(request, ServingError("UNAVAILABLE", "the server is shutting down"))
 
     async def _gather(self, queue: _Queue) -> bool:
         """Waits for requests worth a batch; whether there are any."""
-        with contextlib.suppress(TimeoutError):
+        queue.gathering += 1
+        try:
             async with asyncio.timeout(self._options.batch_timeout_micros / 1e6):
-                await queue.enough.wait()
+                while not queue.enough.is_set():  # another worker may have been faster
+                    await queue.enough.wait()
+        except TimeoutError:
+            queue.expect_none()
+        finally:
+            queue.gathering -= 1
         return len(queue) > 0
 
     async def _compute(self, queue: _Queue, batch: list[_Request]) -> None:

@@ -4,6 +4,7 @@ Needs no TensorFlow, so that a wrong flag is answered at once.
 """
 
 import dataclasses
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class ServerOptions:
         a connection that asks nothing for as long is closed.
       request_seconds: within which a request is answered or given up.
       grace_seconds: that requests in flight get at shutdown.
-      workers: batches that are computed at the same time, each of another model or signature.
+      workers: batches that are computed at the same time; one for each core by default.
     """
 
     models: Sequence[ModelConfig]
@@ -87,7 +88,7 @@ class ServerOptions:
     read_seconds: float = 10.0
     request_seconds: float = 30.0
     grace_seconds: float = 15.0
-    workers: int = 2
+    workers: int = dataclasses.field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
 
 def find_models(bases: Iterable[str | Path], name: str | None = None) -> list[ModelConfig]:

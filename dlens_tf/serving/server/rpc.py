@@ -153,7 +153,7 @@ class _Services:
             response.model_spec.version.value = model.version
             response.model_spec.signature_name = name
             for output in outputs:
-                response.outputs[output].CopyFrom(tf.make_tensor_proto(answer[output]))
+                _write(answer[output], response.outputs[output])
             return response
 
     async def metadata(
@@ -194,6 +194,17 @@ def _filtered(signature: Signature, names: list[str]) -> list[str]:
             known = ", ".join(sorted(signature.outputs))
             raise invalid(f"output_filter has the unknown output '{name}'; there are {known}")
     return list(names) or list(signature.outputs)
+
+
+def _write(value: np.ndarray, tensor: tensor_pb2.TensorProto) -> None:
+    """Writes an output. `tf.make_tensor_proto` would take half of all the time of a request."""
+    tensor.dtype = tf.as_dtype(value.dtype).as_datatype_enum
+    for size in value.shape:
+        tensor.tensor_shape.dim.add().size = size
+    if value.dtype == object:  # of bytes
+        tensor.string_val.extend(value.flat)
+    else:
+        tensor.tensor_content = value.tobytes()
 
 
 def _decode(

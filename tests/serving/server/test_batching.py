@@ -24,9 +24,9 @@ class StandIn:
         self.started = threading.Event()
 
     def run(self, signature, inputs):
+        self.batches.append(len(inputs["x"]))
         self.started.set()
         assert self.free.wait(60)
-        self.batches.append(len(inputs["x"]))
         if (inputs["x"] == 13.0).any():
             raise tf.errors.InvalidArgumentError(None, None, "thirteen [[{{node x}}]]")
         return {"x": 2.0 * inputs["x"]}
@@ -42,7 +42,7 @@ def run(test, local_options, model=None, **changes):
     observed = []
 
     async def main():
-        options = local_options([], **{"batch_timeout_micros": 1000, **changes})
+        options = local_options([], **{"batch_timeout_micros": 1000, "workers": 1, **changes})
         batcher = Batcher(options, lambda model, signature, size: observed.append(size))
 
         def ask(inputs):
@@ -55,7 +55,7 @@ def run(test, local_options, model=None, **changes):
             batcher.close()
 
     asyncio.run(main())
-    assert observed == model.batches
+    assert sorted(observed) == sorted(model.batches)  # of several workers, in any order
     return model.batches
 
 
@@ -105,6 +105,21 @@ def test_waits_for_clients_that_were_just_answered(local_options):
         await asyncio.gather(ask(rows(4.0)), *others)
 
     assert run(test, local_options, batch_timeout_micros=FOREVER) == [1, 4]
+
+
+def test_workers_share_what_waits(local_options):
+    async def test(model, ask, batcher):
+        first = await hold(model, ask)
+        second = await hold(model, ask)  # the other worker's
+        tasks = [ask(rows(i)) for i in range(6)]
+        await gathered(batcher, 6)
+        model.free.set()
+        await asyncio.gather(first, second, *tasks)
+
+    # Of eight clients there are four for each worker. Two are gone, and so it is only one that
+    # gets four.
+    batches = run(test, local_options, workers=2)
+    assert sum(batches) == 8 and max(batches) == 4
 
 
 def test_parts_large_requests(local_options):
