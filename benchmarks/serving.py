@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from dlens_tf.benchmarks import serving_worker as worker
+from dlens_tf.benchmarks.cores import available
 from dlens_tf.benchmarks.processes import fresh_process, peak_memory_mb, result
 from dlens_tf.benchmarks.report import Report, markdown_table
 from dlens_tf.benchmarks.serving_worker import (
@@ -45,7 +46,10 @@ from dlens_tf.inference.bundle import EXTRA, GOLDEN
 JOINED, ALONE = "micro-batching", "one by one"
 """What the two servers do with requests that come together."""
 START, END, ONE, BATCHES, CLIENTS = "start", "end", "one image", "batches", "clients"
+THREADS = "threads"
 """Parts of the measurement, a row's `part`."""
+ALL_CORES, SINGLE = "one for each core", "one"
+"""Threads that TensorFlow gives to an operation."""
 PERCENTILES = (50, 95, 99)
 _ADDRESSES = re.compile(r"REST and page at (http://\S+), gRPC at (\S+)\.")
 
@@ -132,7 +136,7 @@ class _Ways:
     Args:
       options: of the suite.
       bundle: with the images.
-      asked: process that has loaded the model.
+      asked: processes that have loaded the model, by the threads of an operation.
       asking: process of the clients.
       servers: by what they do with requests.
     """
@@ -141,7 +145,7 @@ class _Ways:
         self,
         options: Options,
         bundle: Path,
-        asked: ProcessPoolExecutor,
+        asked: Mapping[str, ProcessPoolExecutor],
         asking: ProcessPoolExecutor,
         servers: Mapping[str, _Server],
     ):
@@ -151,11 +155,17 @@ class _Ways:
         self._asking = asking
         self._servers = servers
 
-    def here(self, part: str, way: str, images: int) -> _Way:
+    def here(
+        self, part: str, way: str, images: int, callers: int = 1, threads: str = ALL_CORES
+    ) -> _Way:
         """In the process of the model."""
         asked = worker.images_of(self._bundle, images)
-        fields = {"part": part, "way": way, "images": images, "clients": 1, "server": None}
-        return _Way(fields, lambda: _call(self._asked, worker.measure, way, asked, self._seconds))
+        fields = {"part": part, "way": way, "images": images, "clients": callers, "server": None}
+        arguments = (way, asked, callers, self._seconds)
+        return _Way(
+            fields | {"threads": threads},
+            lambda: _call(self._asked[threads], worker.measure, *arguments),
+        )
 
     def there(self, part: str, protocol: str, images: int, clients: int, server: str) -> _Way:
         """By a server."""
@@ -207,7 +217,9 @@ def run(options: Options) -> Iterator[dict[str, Any]]:
             servers[name] = stack.enter_context(_serve(base, most))
         yield {"part": START, "what": "server", **servers[JOINED].start._asdict()}
         asking = stack.enter_context(fresh_process(worker.start))
-        ways = _Ways(options, bundle, asked, asking, servers)
+        single = stack.enter_context(fresh_process(worker.start, 1))
+        _call(single, worker.load_bundle, bundle)
+        ways = _Ways(options, bundle, {ALL_CORES: asked, SINGLE: single}, asking, servers)
         groups = [
             [ways.here(ONE, way, 1) for way in (KERAS, PREDICTOR, SIGNATURE)]
             + [ways.there(ONE, protocol, 1, 1, JOINED) for protocol in (GRPC, BASE64, JSON)]
@@ -215,6 +227,14 @@ def run(options: Options) -> Iterator[dict[str, Any]]:
         for size in options.batch_sizes:
             own = [ways.there(BATCHES, protocol, size, 1, JOINED) for protocol in (GRPC, BASE64)]
             groups.append([ways.here(BATCHES, SIGNATURE, size), *own])
+        for size in options.batch_sizes:
+            for callers in dict.fromkeys((1, len(available()))):
+                groups.append(
+                    [
+                        ways.here(THREADS, SIGNATURE, size, callers, threads)
+                        for threads in (SINGLE, ALL_CORES)
+                    ]
+                )
         for clients in options.concurrency:
             groups.append(
                 [
@@ -272,21 +292,37 @@ def _batches(rows: Sequence[dict]) -> str:
     return markdown_table(header, lines)
 
 
-def _clients(rows: Sequence[dict]) -> str:
+def _pairs(rows: Sequence[dict], keys: Mapping[str, str], names: Sequence[str]) -> str:
+    """Rows two by two, and the ratio of their rates; `keys` tell the pairs apart."""
     lines = []
-    for joined, alone in zip(rows[::2], rows[1::2], strict=True):
-        line = [str(joined["clients"]), joined["way"]]
-        for row in (joined, alone):
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        line = [str(first[key]) for key in keys]
+        for row in (first, second):
             latencies = " / ".join(f"{row[f'p{p}']:.1f}" for p in PERCENTILES)
             line += [f"{row['rate']:,.0f}", latencies]
-        lines.append([*line, f"{_paired(operator.truediv, 'rate', joined, alone):.1f}×"])
-    header = ["clients", "protocol"]
-    for server in (JOINED, ALONE):
-        header += [f"{server}: images/s", "p50 / p95 / p99, ms"]
+        lines.append([*line, f"{_paired(operator.truediv, 'rate', first, second):.1f}×"])
+    header = list(keys.values())
+    for name in names:
+        header += [f"{name}: images/s", "p50 / p95 / p99, ms"]
     return markdown_table([*header, "images/s, ratio"], lines)
 
 
-_TABLES = {START: _starts, ONE: _one_image, BATCHES: _batches, CLIENTS: _clients}
+def _threads(rows: Sequence[dict]) -> str:
+    keys = {"images": "images in a call", "clients": "callers"}
+    return _pairs(rows, keys, [f"threads of an operation: {name}" for name in (SINGLE, ALL_CORES)])
+
+
+def _clients(rows: Sequence[dict]) -> str:
+    return _pairs(rows, {"clients": "clients", "way": "protocol"}, (JOINED, ALONE))
+
+
+_TABLES = {
+    START: _starts,
+    ONE: _one_image,
+    BATCHES: _batches,
+    THREADS: _threads,
+    CLIENTS: _clients,
+}
 
 
 def table(report: Report) -> str:

@@ -49,10 +49,18 @@ class Start(NamedTuple):
     memory_mb: float
 
 
-def start() -> None:
-    """Begins a process."""
+def start(operation_threads: int = 0) -> None:
+    """Begins a process.
+
+    Args:
+      operation_threads: that TensorFlow gives to one operation; 0 for one for each core.
+    """
     follow_parent()
     silence_tensorflow()
+    if operation_threads:
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(operation_threads)
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process must not leave
 
 
@@ -93,9 +101,9 @@ def load_keras(path: Path) -> None:
     _ways[KERAS] = lambda images: model.predict(images, verbose=0)
 
 
-def measure(way: str, images: np.ndarray, seconds: float) -> Measured:
-    """Asks what was loaded, one request after the other."""
-    return _measure(lambda: _ways[way], images, 1, seconds)
+def measure(way: str, images: np.ndarray, callers: int, seconds: float) -> Measured:
+    """Asks what was loaded, by some threads at once; each one request after the other."""
+    return _measure(lambda: _ways[way], images, callers, seconds)
 
 
 def measure_server(

@@ -125,7 +125,7 @@ class Settings:
             "grpc_channel_arguments": (
                 f"grpc.max_connection_age_ms={1000 * self.connection_age_seconds}"
             ),
-            "tensorflow_intra_op_parallelism": self.cpus,
+            "tensorflow_intra_op_parallelism": 1,
             "tensorflow_inter_op_parallelism": self.cpus,
         }
         return [f"--{name}={value}" for name, value in values.items()]

@@ -66,6 +66,8 @@ ROWS = [
     _row("one image", serving_worker.GRPC, [6.0, 60.0, 6.0], [166.0, 16.0, 166.0]),
     _row("batches", serving_worker.SIGNATURE, [8.0], [1000.0], images=8),
     _row("batches", serving_worker.GRPC, [10.0], [800.0], images=8),
+    _row("threads", serving_worker.SIGNATURE, [4.0], [2000.0], images=8, clients=2),
+    _row("threads", serving_worker.SIGNATURE, [8.0], [1000.0], images=8, clients=2),
     _row("clients", "gRPC", [20.0], [600.0], clients=16, server=serving.JOINED),
     _row("clients", "gRPC", [80.0], [150.0], clients=16, server=serving.ALONE),
     {"part": "end", "what": "server", "memory_mb": 1300.0},
@@ -82,6 +84,8 @@ def test_table():
     assert "| in process | 5.0 | 10.0 | 15.0 | 200 | +0.0 | 10.0× |" in text
     assert "| gRPC | 6.0 | 12.0 | 18.0 | 166 | +2.0 | 6.7× |" in text
     assert "| 8 | 1,000 | 8.0 | 800 | 10.0 |" in text
+    threads = "| 8 | 2 | 2,000 | 4.0 / 8.0 / 12.0 | 1,000 | 8.0 / 16.0 / 24.0 | 2.0× |"
+    assert threads in text
     clients = "| 16 | gRPC | 600 | 20.0 / 40.0 / 60.0 | 150 | 80.0 / 160.0 / 240.0 | 4.0× |"
     assert clients in text
     assert text.endswith("Highest memory of the server: 1,300 MB.")
@@ -136,10 +140,13 @@ def test_all_ways_are_measured(exported_run, run_tool, tmp_path):
         *(("one image", way, serving.JOINED) for way in ("gRPC", *REST)),
         ("batches", "in process", None),
         *(("batches", way, serving.JOINED) for way in ("gRPC", REST[0])),
+        ("threads", "in process", None),
         *itertools.product(["clients"], ["gRPC", REST[0]], [serving.JOINED, serving.ALONE]),
         ("end", None, None),
     }
     assert all(0 < row["p50"] <= row["p99"] and row["rate"] > 0 for row in rows if "way" in row)
+    threads = [row["threads"] for row in rows if row["part"] == "threads"]
+    assert threads == [serving.SINGLE, serving.ALL_CORES] * (len(threads) // 2)
     starts = {row["what"]: row for row in rows if row["part"] == "start"}
     assert starts.keys() == {"in process", "server"}
     # TensorFlow alone takes more.

@@ -227,7 +227,9 @@ def test_compose_and_kubernetes_run_the_same_server(files):
     assert container["resources"]["limits"] == container["resources"]["requests"]
     assert container["resources"]["limits"] == {"cpu": service["cpus"], "memory": "5Gi"}
     assert service["mem_limit"] == "5g"
-    assert int(served_flags(service["command"])["tensorflow_intra_op_parallelism"]) == 3
+    threads = served_flags(service["command"])
+    assert int(threads["tensorflow_inter_op_parallelism"]) == 3
+    assert int(threads["tensorflow_intra_op_parallelism"]) == 1
 
 
 def test_gpu_variants(files):
