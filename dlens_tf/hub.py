@@ -8,7 +8,8 @@ Each is a folder of `saved_models/`, written by tools/publish.py:
         README.md        the model card
         evaluation.json  all about its test, with plots beside it
         flags.cfg        the flagfile that it was trained with; of ensembles member0.cfg, …,
-                         and start.cfg of the network that a lens_fit starts from
+                         and start.cfg of the network that a lens_fit starts from, initial.cfg
+                         of the one whose weights training began with
         SHA256SUMS       checksums, as `sha256sum -c SHA256SUMS` takes them
 
 Imports no TensorFlow before a model is loaded.

@@ -117,6 +117,9 @@ flags.DEFINE_integer("hybrid_attention_depth", 2, "Encoder blocks.", lower_bound
 flags.DEFINE_integer("hybrid_heads", 4, "Attention heads.", lower_bound=1)
 flags.DEFINE_float("dropout", 0.0, "Dropout rate.", lower_bound=0.0, upper_bound=0.9)
 # Optimisation.
+flags.DEFINE_string(
+    "initial_run", None, "Run whose weights training begins with, in place of random ones."
+)
 flags.DEFINE_integer("batch_size", 64, "Images in a global batch.", lower_bound=1)
 flags.DEFINE_integer("epochs", 30, "Passes over the training split.", lower_bound=1)
 flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate.", lower_bound=0.0)
@@ -277,6 +280,7 @@ def run_options() -> RunOptions:
         default_flags=defaults,
         data=FLAGS.data or "dataset",
         start_run=FLAGS.start_run,
+        initial_run=FLAGS.initial_run,
         front_end_dir=FLAGS.front_end_dir,
         **simulation,
     )

@@ -41,6 +41,7 @@ flags.DEFINE_string("tune_dir", None, "Folder of the search.")
 _FIXED = {
     *train.HARMLESS, "dataset", "config", "classes", "targets", "cache", "data",
     "examples_per_epoch", "engine", "max_validation", "seed", "deterministic", "jit", "start_run",
+    "initial_run",
 }  # fmt: skip
 
 

@@ -203,7 +203,9 @@ def _cost(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     if cost is None:
         return f"{row['num_parameters']:,}", "", "", ""
     duration = f"{format_minutes(cost['minutes'])}, {cost['machine']}"
-    # Results of older versions say nothing of these two.
+    # Results of older versions say nothing of these three.
+    if initial := cost.get("initial_minutes"):
+        duration += f", of which {format_minutes(initial)} for the weights to begin with"
     if start := cost.get("start"):
         duration += f"; before, the network to start from: {format_minutes(start['minutes'])}"
     distinct = cost.get("distinct_images")

@@ -136,6 +136,10 @@ def _cost(cost: TrainingCost) -> str:
     parts += [f"{cost.images:,} images seen", f"{format_minutes(cost.minutes)} on {cost.machine}"]
     if cost.front_end_minutes:
         parts.append(f"of which {format_minutes(cost.front_end_minutes)} to fit the lenses")
+    if cost.initial_minutes:
+        parts.append(
+            f"of which {format_minutes(cost.initial_minutes)} for the weights to begin with"
+        )
     return ", ".join(parts)
 
 

@@ -6,25 +6,28 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlens_tf.errors import UserError
+from dlens_tf.training.lineage import LINKS, earlier_runs
 from dlens_tf.training.run_folder import RunFolder, read_flags
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingCost:
-    """Cost of a training.
+    """Cost of a training, and of the earlier ones that its weights come from.
 
     Attributes:
       images: images seen, each as often as it was seen.
       distinct_images: images that had to be simulated, each counted once; None if unknown.
       steps: updates of the weights.
-      batch_size: images in an update; of an ensemble, of its first member.
+      batch_size: images in an update; of several runs, of the last or of the first member.
       minutes: time spent in updates, from the recorded rate, and in computing the outputs of a
         front end that are kept; validation comes on top.
       front_end_minutes: the latter part; 0 without, None if unknown.
       machine: processors or GPUs, in words.
-      curve: the validation error on the way: {"images", "mae": {parameter: value}}.
-      start: of the run that lens fits start from, which comes on top, without a curve; None
-        without one, or if its folder is gone.
+      curve: the validation error on the way: {"images", "mae": {parameter: value}}; "images"
+        begins with those of earlier runs.
+      start: of the runs that lens fits start from, which comes on top, without a curve; None
+        without one, or if a folder is gone.
+      initial_minutes: the part of `minutes` that earlier runs took whose weights it began with.
     """
 
     images: int
@@ -36,33 +39,32 @@ class TrainingCost:
     machine: str
     curve: tuple[dict[str, Any], ...]
     start: "TrainingCost | None"
+    initial_minutes: float = 0.0
 
 
 def training_cost(run: RunFolder) -> TrainingCost | None:
     """The cost of a run; None if it is not known.
 
-    That of an ensemble is the sum of its members', without a curve, as long as their folders are
-    there; what they share counts once.
+    That of an ensemble is the sum of its members', without a curve. The folders of members and of
+    runs that weights come from must still be there; what several runs share counts once.
 
     Raises:
       UserError: if the run's records are damaged.
     """
-    runs = _trained(run)
-    if not runs or not all(r.config_path.is_file() and r.metrics_path.is_file() for r in runs):
+    last = _trained(run)
+    initial = earlier_runs(last, ("initial_run",))
+    if not last or not _are_known([*last, *initial]):
         return None
-    costs = [_updates(trained) for trained in runs]
-    starts = {}
-    for trained in runs:
-        start = RunFolder(trained.config.get("start_run") or trained.path)
-        if start.path != trained.path and start.config_path.is_file():
-            starts[start.path.resolve()] = start
-    fills = _fill_minutes(runs)
+    cost = _total([*last, *initial])
+    curve = _updates(last[0]).curve if len(last) == 1 else ()
+    before = sum(_updates(r).images for r in initial)
+    others = earlier_runs([*last, *initial], ("members", *LINKS))
+    starts = [r for r in others if not (r.config_path.is_file() and "members" in r.config)]
     return dataclasses.replace(
-        costs[0] if len(costs) == 1 else _sum(costs),
-        distinct_images=_distinct(runs, costs),
-        minutes=sum(cost.minutes for cost in costs) + (fills or 0.0),
-        front_end_minutes=fills,
-        start=_start_cost(list(starts.values())),
+        cost,
+        curve=tuple({**point, "images": before + point["images"]} for point in curve),
+        start=_total(starts) if starts and _are_known(starts) else None,
+        initial_minutes=cost.minutes - _total(last).minutes,
     )
 
 
@@ -74,23 +76,35 @@ def _trained(run: RunFolder) -> list[RunFolder]:
     return [r for m in members for r in (_trained(m) if m.config_path.is_file() else [m])]
 
 
-def _start_cost(starts: Sequence[RunFolder]) -> TrainingCost | None:
-    costs = [cost for start in starts if (cost := training_cost(start))]
-    if not costs:
-        return None
-    if len(costs) == 1:
-        return dataclasses.replace(costs[0], curve=())
-    return _sum(costs)
+def _are_known(runs: Sequence[RunFolder]) -> bool:
+    return all(r.config_path.is_file() and r.metrics_path.is_file() for r in runs)
 
 
-def _fill_minutes(runs: Sequence[RunFolder]) -> float | None:
-    """Time to compute kept outputs of front ends, once for those that share them."""
+def _total(runs: Sequence[RunFolder]) -> TrainingCost:
+    """The cost of some runs together, without a curve."""
+    costs, fills = [_updates(run) for run in runs], _fill_minutes(runs).values()
+    return TrainingCost(
+        images=sum(cost.images for cost in costs),
+        distinct_images=_distinct(runs, costs),
+        steps=sum(cost.steps for cost in costs),
+        batch_size=costs[0].batch_size,
+        minutes=sum(cost.minutes for cost in costs) + sum(filter(None, fills)),
+        front_end_minutes=None if None in fills else sum(fills),
+        machine=", ".join(dict.fromkeys(cost.machine for cost in costs)),
+        curve=(),
+        start=None,
+    )
+
+
+def _fill_minutes(runs: Sequence[RunFolder]) -> dict[str, float | None]:
+    """Time to compute kept outputs of front ends, once for each folder; None if unknown."""
     fills = {}
     for run in runs:
         if run.cache == "front_end":
             folder = run.config.get("front_end_dir", str(run.path))
-            fills[folder] = run.config.get("front_end_seconds")
-    return None if None in fills.values() else sum(fills.values()) / 60.0
+            seconds = run.config.get("front_end_seconds")
+            fills[folder] = None if seconds is None else seconds / 60.0
+    return fills
 
 
 def _distinct(runs: Sequence[RunFolder], costs: Sequence[TrainingCost]) -> int | None:
@@ -136,20 +150,6 @@ def _updates(run: RunFolder) -> TrainingCost:
         front_end_minutes=0.0,
         machine=_machine(run),
         curve=tuple(curve),
-        start=None,
-    )
-
-
-def _sum(costs: Sequence[TrainingCost]) -> TrainingCost:
-    return TrainingCost(
-        images=sum(cost.images for cost in costs),
-        distinct_images=None,
-        steps=sum(cost.steps for cost in costs),
-        batch_size=costs[0].batch_size,
-        minutes=sum(cost.minutes for cost in costs),
-        front_end_minutes=None,
-        machine=", ".join(dict.fromkeys(cost.machine for cost in costs)),
-        curve=(),
         start=None,
     )
 

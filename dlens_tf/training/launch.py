@@ -56,6 +56,8 @@ class RunOptions:
         for the bundled one.
       start_run: folder of a run that predicts the parameters of the smooth lens, which a lens_fit
         front end starts from; None where templates do.
+      initial_run: folder of a run with the same network and targets, whose weights training begins
+        with; None for random ones.
       front_end_dir: where the outputs of cache "front_end" are kept; None for a folder in the run.
     """
 
@@ -83,6 +85,7 @@ class RunOptions:
     examples_per_epoch: int = 20_000
     galaxies: str | None = None
     start_run: str | None = None
+    initial_run: str | None = None
     front_end_dir: str | None = None
 
 
@@ -206,13 +209,17 @@ def _start_network(start_run: str | None, recipe: Recipe):
     return start_network(run.load_model(), [*lens_fit.fitted_parameters(recipe)], run.targets.names)
 
 
-def _started_from(start_run: str | None) -> dict[str, str | None]:
-    """What run.json says of the run that a fit starts from."""
-    from dlens_tf.io.files import file_checksum
+def _initial_run(options: RunOptions):
+    """The run whose weights training begins with; None without one."""
+    if options.initial_run is None:
+        return None
     from dlens_tf.training.run_folder import RunFolder
 
-    checksum = file_checksum(RunFolder(start_run).model_path) if start_run else None
-    return {"start_run": start_run, "start_model_sha256": checksum}
+    if Path(options.initial_run).resolve() == Path(options.run_dir).resolve():
+        raise UserError(
+            f"--initial_run={options.initial_run} is the run itself: choose another --run_dir"
+        )
+    return RunFolder.open(options.initial_run)
 
 
 def train_run(options: RunOptions) -> Path:
@@ -234,6 +241,7 @@ def train_run(options: RunOptions) -> Path:
         _check_simulated(options, simulated)
         galaxies = GalaxyCatalogue.open(options.galaxies) if simulated.has_galaxies else None
     check_folder(options)
+    initial_run = _initial_run(options)
 
     import keras
     import tensorflow as tf
@@ -246,7 +254,7 @@ def train_run(options: RunOptions) -> Path:
     from dlens_tf.pipeline.simulated import SimulatedBatches
     from dlens_tf.simulation.engines import ENGINE_VERSIONS
     from dlens_tf.simulation.simulator import SIMULATOR_VERSION
-    from dlens_tf.training import front_end, strategies
+    from dlens_tf.training import front_end, initial_weights, lineage, strategies
     from dlens_tf.training.run_folder import RunFolder, git_commit
     from dlens_tf.training.trainer import Trainer, TrainingPlan
 
@@ -269,6 +277,10 @@ def train_run(options: RunOptions) -> Path:
         fitting.check_augmentation(spec.front_end, recipe, augmentation)
     if spec.front_end == "lens_fit":
         start = _start_network(options.start_run, recipe)
+    initial = None
+    if initial_run is not None:
+        initial_weights.check_initial_run(initial_run, targets, folder.metadata.get("galaxies"))
+        initial = initial_run.load_model()
     kept = options.cache == "front_end"
     batch_spec = BatchSpec(
         targets=targets.names,
@@ -304,11 +316,16 @@ def train_run(options: RunOptions) -> Path:
 
     run = RunFolder(options.run_dir)
     _check_data(run, data)
+    origins = lineage.describe({"start_run": options.start_run, "initial_run": options.initial_run})
+    lineage.check_unchanged(run, origins)
     keras.utils.set_random_seed(options.seed)
 
     def make_model() -> keras.Model:
         images = batches.sample_images() if spec.front_end == "flux" else None
-        return build_model(spec, recipe, targets, images, start)
+        model = build_model(spec, recipe, targets, images, start)
+        if initial is not None:
+            initial_weights.take_over(model, initial, options.initial_run)
+        return model
 
     inputs, part, kept_where = None, {}, {}
     if kept:
@@ -338,7 +355,7 @@ def train_run(options: RunOptions) -> Path:
         "augmentation": augmentation,
         "cache": options.cache,
         **kept_where,
-        **_started_from(options.start_run),
+        **origins,
         "seed": options.seed,
         "git_commit": git_commit(),
         "dlens_tf_version": __version__,
@@ -347,11 +364,12 @@ def train_run(options: RunOptions) -> Path:
     # Only now, so that nothing is left where the data or the model is at fault.
     if strategies.is_chief(strategy) and not run.config_path.is_file():
         _make_folder(options, config)
+    begun = f", from the weights of {initial_run.path}" if initial_run else ""
     print(
         f"{num_parameters:,} parameters, {batches.num_examples:,} "
         f"{'training images' if simulated is None else 'simulated images an epoch'}, "
         f"{trainer.total_steps:,} steps"
-        + (f", resumed at step {trainer.step:,}" if trainer.step else "")
+        + (f", resumed at step {trainer.step:,}" if trainer.step else begun)
     )
     metrics = trainer.fit()
     print("last validation: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))

@@ -105,6 +105,18 @@ def test_table_has_every_row(tmp_path):
     assert rows["information limit"][:2] == ["0.189 ± 0.002", ""]
 
 
+def test_row_says_what_of_its_cost_came_before(tmp_path):
+    path = write_result(tmp_path)
+    content = json.loads(path.read_text())
+    content["cost"] |= {"initial_minutes": 30.0, "start": {"minutes": 7.0}}
+    path.write_text(json.dumps(content))
+    [results] = read_results(tmp_path)
+    assert (
+        "| 90 minutes, 2 CPU cores, of which 30 minutes for the weights to begin with; before, the "
+        "network to start from: 7 minutes |"
+    ) in results_table(results, results.targets["log10_m_axion"])
+
+
 def test_noise_free_data_have_no_limit(tmp_path):
     write_result(tmp_path, config="model_ii_legacy")
     [results] = read_results(tmp_path)

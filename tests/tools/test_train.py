@@ -54,7 +54,7 @@ def _resolve(flagfile: Path, *arguments: str) -> dict:
         ["--config=model_ii", "--run_dir=r", "--data=simulate:model_ii", "--galaxies=my galaxies"],
         [
             "--config=model_ii", "--run_dir=r", "--model=hybrid", "--hybrid_heads=2", "--polar",
-            "--polar_radii=24", "--average=swa", "--swa_start=0.5",
+            "--polar_radii=24", "--average=swa", "--swa_start=0.5", "--initial_run=runs/easy",
         ],
     ],
 )  # fmt: skip

@@ -79,6 +79,42 @@ def test_kept_front_end_and_start_run_are_part_of_the_cost(evaluated_run, tmp_pa
     assert (cost.distinct_images, cost.front_end_minutes) == (48, 3.0)
 
 
+def test_cost_holds_that_of_the_weights_to_begin_with(evaluated_run, tmp_path):
+    """A chain of runs, and an ensemble of two of its ends: each run counts once."""
+
+    def write(name: str, **changes) -> RunFolder:
+        folder = shutil.copytree(evaluated_run, tmp_path / name)
+        config = {"training_examples": 24, **json.loads((folder / "run.json").read_text())}
+        (folder / "run.json").write_text(json.dumps({**config, **changes}))
+        return RunFolder(folder)
+
+    start = write("start")
+    stored = write("stored", start_run=str(start.path))
+    easy = {"data": "simulate:model_ii_instrument", "initial_run": str(stored.path)}
+    simulated = write("simulated", **easy, start_run=str(start.path))
+    ends = [write(name, initial_run=str(simulated.path)) for name in ("a", "b")]
+    cost = training_cost(ends[0])
+    assert (cost.images, cost.steps, cost.batch_size) == (3 * 48, 3 * 6, 8)
+    assert cost.distinct_images == 24 + 48  # first and last on the same stored images
+    assert (cost.minutes, cost.initial_minutes) == (pytest.approx(15.0), pytest.approx(10.0))
+    assert [point["images"] for point in cost.curve] == [96 + 24, 96 + 48]
+    assert (cost.start.images, cost.start.initial_minutes) == (48, 0.0)
+    ensemble = write("ensemble", members=[{"run": str(run.path)} for run in ends])
+    ensemble.metrics_path.unlink()
+    cost = training_cost(ensemble)
+    assert (cost.images, cost.distinct_images, cost.curve) == (4 * 48, 24 + 48, ())
+    assert cost.initial_minutes == pytest.approx(10.0)
+    assert cost.start.images == 48
+    kept = {"cache": "front_end", "front_end_dir": "/kept"}  # nobody knows how long this took
+    known = {**kept, "front_end_dir": "/own", "front_end_seconds": 90.0}
+    last = write("last", **known, initial_run=str(write("older", **kept).path))
+    cost = training_cost(last)
+    assert (cost.minutes, cost.initial_minutes) == (pytest.approx(11.5), pytest.approx(5.0))
+    assert cost.front_end_minutes is None
+    shutil.rmtree(stored.path)
+    assert training_cost(ends[0]) is None
+
+
 def test_runs_that_do_not_say_how_they_were_cached(evaluated_run, tmp_path):
     run = RunFolder(shutil.copytree(evaluated_run, tmp_path / "run"))
     assert run.cache is None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from astropy.table import Table
 
-from dlens_tf.errors import UserError
+from dlens_tf.errors import Interrupted, UserError
 from dlens_tf.evaluation.evaluate import evaluate_run
 from dlens_tf.io.files import file_checksum
 from dlens_tf.pipeline.build import build_dataset
@@ -229,6 +229,8 @@ def test_mistakes_are_told_before_tensorflow_is_imported(make_options, tmp_path)
         ({**SIMULATED, "galaxies": "here"}, "has no real galaxies"),
         ({**GALAXIES, "galaxies": "/nowhere"}, "/nowhere"),
         ({"run_dir": str(tmp_path)}, "is not a run folder"),
+        ({"initial_run": "/nowhere"}, "/nowhere is not a run folder"),
+        ({"initial_run": str(tmp_path / "run")}, "is the run itself"),
         ({"cache": "front_end", "strategy": "multi_worker"}, "--strategy=multi_worker can't use"),
     ]
     (tmp_path / "notes.txt").write_text("mine")
@@ -405,6 +407,123 @@ def test_interrupted_filling_of_a_front_end_is_no_obstacle(make_options, tmp_pat
         check_folder(make_options(run, cache="front_end"))
 
 
+def _trained_weights(run: RunFolder) -> dict:
+    return {weight.path: weight.numpy() for weight in run.load_model().trainable_weights}
+
+
+def _same(weights: dict, others: dict) -> bool:
+    """Whether weights are alike, but for the rounding of averages."""
+    return weights.keys() == others.keys() and all(
+        weights[path] == pytest.approx(others[path], rel=1e-5, abs=1e-7) for path in weights
+    )
+
+
+def test_training_begins_with_the_weights_of_the_initial_run(
+    finished_run, make_options, read_metrics, tmp_path, capsys
+):
+    """At a learning rate of zero nothing else can have made them."""
+    still = {"epochs": 1, "learning_rate": 0.0}
+    runs = [
+        RunFolder(train_run(make_options(tmp_path / name, plan=still, seed=5, initial_run=initial)))
+        for name, initial in (("random", None), ("run", str(finished_run.path)))
+    ]
+    assert f", from the weights of {finished_run.path}\n" in capsys.readouterr().out
+    expected = _trained_weights(finished_run)
+    assert [_same(_trained_weights(run), expected) for run in runs] == [False, True]
+    before, [now] = (
+        [line for line in read_metrics(run.path) if line.pop("split") == "validation"]
+        for run in (finished_run, runs[1])
+    )
+    best = min(before, key=lambda line: line["nll"])
+    assert now == pytest.approx({**best, "step": 3}, rel=1e-4, abs=1e-5)
+    config = runs[1].config
+    assert config["initial_run"] == str(finished_run.path)
+    assert config["initial_model_sha256"] == file_checksum(finished_run.model_path)
+    assert runs[0].config["initial_run"] is runs[0].config["initial_model_sha256"] is None
+
+
+def test_interrupted_run_with_an_initial_one_goes_on(
+    finished_run, make_options, assert_same_run, at_step, tmp_path
+):
+    options = make_options(tmp_path / "run", initial_run=str(finished_run.path))
+    at_step(lambda step: signal.raise_signal(signal.SIGINT) if step == 4 else None)
+    with pytest.raises(Interrupted):
+        train_run(options)
+    at_step(lambda step: None)
+    train_run(options)
+    train_run(dataclasses.replace(options, run_dir=str(tmp_path / "whole")))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("link", ["start", "initial"])
+def test_other_model_of_an_earlier_run_is_refused(finished_run, make_options, tmp_path, link):
+    for name in ("run", "earlier"):
+        shutil.copytree(finished_run.path, tmp_path / name)
+    earlier = str(tmp_path / "earlier")
+    config = {f"{link}_run": earlier, f"{link}_model_sha256": "0" * 64}
+    run = tmp_path / "run" / "run.json"
+    run.write_text(json.dumps({**finished_run.config, **config}))
+    options = make_options(tmp_path / "run", **{f"{link}_run": earlier})
+    with pytest.raises(UserError, match=f"the model of --{link}_run={earlier} is not .*0, not"):
+        train_run(options)
+    now = file_checksum(finished_run.model_path)
+    run.write_text(json.dumps({**finished_run.config, **config, f"{link}_model_sha256": now}))
+    train_run(options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"targets": ["source_x", "log10_m_axion"]},
+            "infers log10_m_axion,source_x, not source_x,log10_m_axion: train one with --targets=s",
+        ),
+        ({"model": {"head": "spline"}}, "its head's kind is gaussian, not spline"),
+        (
+            {
+                "model": {
+                    "options": {"width": 16, "depth": 1, "stages": 2, "stem_stride": 4},
+                }
+            },
+            r"its weight stem/kernel is \[\d, \d, 1, 8\], here it is \[\d, \d, 1, 16\]\): train",
+        ),
+        (
+            {"model": {"options": {"width": 8, "depth": 1, "stages": 3, "stem_stride": 4}}},
+            r"its weight \S+ is missing, here it is \[",
+        ),
+    ],
+)
+def test_initial_run_of_another_network_is_refused(
+    finished_run, make_options, tmp_path, changes, message
+):
+    options = make_options(tmp_path / "run", initial_run=str(finished_run.path), **changes)
+    with pytest.raises(UserError, match=f"--initial_run={finished_run.path} .*{message}") as info:
+        train_run(options)
+    assert "\n" not in str(info.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_initial_run_without_a_model_is_refused(finished_run, make_options, tmp_path):
+    initial = tmp_path / "initial"
+    initial.mkdir()
+    shutil.copy(finished_run.config_path, initial)
+    with pytest.raises(UserError, match=r"initial has no model\.keras yet"):
+        train_run(make_options(tmp_path / "run", initial_run=str(initial)))
+
+
+@pytest.mark.slow
+def test_initial_run_on_several_devices(finished_run, run_tool, tiny_data_dir, tmp_path):
+    done = run_tool(
+        "train", "--config=model_ii_instrument", f"--data_dir={tiny_data_dir}",
+        "--targets=log10_m_axion,source_x", "--resnet_width=8", "--resnet_depth=1",
+        "--resnet_stages=2", "--resnet_stem_stride=4", "--batch_size=8", "--epochs=1",
+        "--learning_rate=0", f"--initial_run={finished_run.path}", f"--run_dir={tmp_path / 'run'}",
+        "--strategy=mirrored", "--logical_devices=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert _same(_trained_weights(RunFolder(tmp_path / "run")), _trained_weights(finished_run))
+
+
 @pytest.mark.slow
 def test_kept_front_end_from_start_to_evaluation(make_options, tmp_path, capsys):
     """A fit that starts from a run, its outputs kept, and a network of evidence and facts."""
@@ -438,3 +557,16 @@ def test_kept_front_end_from_start_to_evaluation(make_options, tmp_path, capsys)
     train_run(options)
     assert "resumed at step 6" in capsys.readouterr().out
     assert run.model_path.read_bytes() == before
+    # Another one begins with its weights, and shares the kept outputs and the start.
+    again = dataclasses.replace(
+        options,
+        run_dir=str(tmp_path / "again"),
+        initial_run=str(run.path),
+        front_end_dir=str(run.path / "front_end"),
+        plan={"epochs": 1, "learning_rate": 0.0},
+    )
+    then = RunFolder(train_run(again))
+    assert _same(_trained_weights(then), _trained_weights(run))
+    both = training_cost(then)
+    assert (both.images, both.distinct_images, both.start.images) == (72, 24, 24)
+    assert both.initial_minutes == pytest.approx(cost.minutes - cost.front_end_minutes)
