@@ -42,6 +42,9 @@ def test_cost_tells_distinct_images_from_those_seen():
         "cores, of which 30 minutes to fit the lenses"
     )
     later = dataclasses.replace(cost, initial_minutes=12.0)
-    assert _cost(later) == _cost(cost) + ", of which 12 minutes for the weights to begin with"
+    assert (
+        card._cost(later)
+        == card._cost(cost) + ", of which 12 minutes for the weights to begin with"
+    )
     older = dataclasses.replace(cost, distinct_images=None, front_end_minutes=None)
     assert card._cost(older) == "750 steps, 48,000 images seen, 90 minutes on 2 CPU cores"
