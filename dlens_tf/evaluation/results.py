@@ -42,6 +42,9 @@ MAX_PUBLISHED = 5
 COLUMNS = (*metrics.COVERAGE, "crps", "nll")
 """Metrics in the table, after the MAE."""
 
+SNR_COVERAGE = "largest coverage error in a bin of S/N"
+"""Title of the column; the largest over bins of signal-to-noise and probabilities."""
+
 _BASELINES = ("centre", "linear")
 _BINNED = ("mae", "bias", *metrics.COVERAGE)
 _PLACE = re.compile(
@@ -171,11 +174,11 @@ def results_table(results: Results, parameter: Parameter) -> str:
     limit = baselines.information_limit(recipe, parameter.name)
     best = {"value": limit.mae, "standard_error": limit.mae_error} if limit else None
 
-    def line(name: str, values: Mapping[str, Any], *cost: str) -> list[str]:
+    def line(name: str, values: Mapping[str, Any], *cost: str, worst: str = "") -> list[str]:
         over = format_estimate(metrics.ratio(values["mae"], best)) if best else ""
         cells = [format_estimate(values["mae"]), over]
         cells += [format_estimate(values[key]) if key in values else "" for key in COLUMNS]
-        return [name, *cells, *(cost or ("", "", "", ""))]
+        return [name, *cells, worst, *(cost or ("", "", "", ""))]
 
     # Baselines of the largest test set.
     largest = entries[max(rows, key=lambda name: rows[name]["num_examples"])]["baselines"]
@@ -186,16 +189,29 @@ def results_table(results: Results, parameter: Parameter) -> str:
         lines.append(line(f"{result.model} (published)", value))
     # From the worst to the best.
     for name in sorted(rows, key=lambda k: -entries[k]["metrics"]["mae"]["value"]):
-        lines.append(line(f"**`{name}`**", entries[name]["metrics"], *_cost(rows[name])))
+        entry, cost = entries[name], _cost(rows[name])
+        worst = _worst_coverage(entry["by_snr"])
+        lines.append(line(f"**`{name}`**", entry["metrics"], *cost, worst=worst))
     if limit:
         name, mae, _, *others = line("information limit", {"mae": best})
         lines.append([name, mae, "", *others])
     elif recipe and not recipe.has_noise:
         lines.append(["information limit", "0 (no noise)", *[""] * (len(lines[0]) - 2)])
     header = ["predictor", "MAE", "MAE / limit", *(metrics.TITLES[key] for key in COLUMNS)]
-    header += ["weights", "distinct images simulated", "images seen", "training"]
+    header += [SNR_COVERAGE, "weights", "distinct images simulated", "images seen", "training"]
     keep = [i for i in range(len(header)) if any(row[i] for row in lines)]
     return markdown_table([header[i] for i in keep], [[row[i] for i in keep] for row in lines])
+
+
+def _worst_coverage(bins: Iterable[Mapping[str, Any]]) -> str:
+    errors = [
+        {**found, "value": abs(found["value"] - level)}
+        for part in bins
+        for key, level in metrics.COVERAGE.items()
+        if (found := part["metrics"].get(key))
+    ]
+    worst = max(errors, key=lambda error: error["value"], default=None)
+    return format_estimate(worst) if worst else ""
 
 
 def _cost(row: Mapping[str, Any]) -> tuple[str, str, str, str]:

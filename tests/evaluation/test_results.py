@@ -8,6 +8,7 @@ import pytest
 
 from dlens_tf.errors import UserError
 from dlens_tf.evaluation.results import (
+    SNR_COVERAGE,
     add_result,
     check_results,
     print_results,
@@ -103,6 +104,22 @@ def test_table_has_every_row(tmp_path):
     ]  # fmt: skip
     assert rows["**`ensemble`**"][-3:] == ["690,290", "", ""]
     assert rows["information limit"][:2] == ["0.189 ± 0.002", ""]
+
+
+def test_worst_coverage_in_bins_of_signal_to_noise(tmp_path):
+    path = write_result(tmp_path)
+    content = json.loads(path.read_text())
+    content["parameters"]["log10_m_axion"]["by_snr"] = [
+        {"metrics": {"coverage_50": {"value": value, "standard_error": error}, "mae": None}}
+        for value, error in ((0.52, 0.01), (0.47, 0.02), (0.51, 0.01))
+    ]
+    path.write_text(json.dumps(content))
+    [results] = read_results(tmp_path)
+    table = results_table(results, results.targets["log10_m_axion"]).splitlines()
+    column = [cell.strip() for cell in table[0].split("|")].index(SNR_COVERAGE)
+    cells = {row.split("|")[1].strip(): row.split("|")[column].strip() for row in table}
+    assert cells["**`cnn`**"] == "0.03 ± 0.02"
+    assert cells["information limit"] == cells["linear regression"] == ""
 
 
 def test_row_says_what_of_its_cost_came_before(tmp_path):
