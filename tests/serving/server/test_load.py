@@ -53,7 +53,9 @@ def test_mixed_load(bundle, reference, images, write_version, local_options, con
     options = local_options(models, poll_seconds=0.2, read_seconds=1.0)
     with running(options) as server, contextlib.ExitStack() as stack:
         client = connect(server)
-        lens = stack.enter_context(Client(f"grpc://127.0.0.1:{server.grpc_port}", "lenses"))
+        lens = stack.enter_context(
+            Client(f"grpc://127.0.0.1:{server.grpc_port}", "lenses", timeout=60.0)
+        )
 
         def grpc_client(random):
             image = random.integers(-9, 9, (1, 64, 64, 1)).astype(np.float32)
