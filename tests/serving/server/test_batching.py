@@ -1,5 +1,6 @@
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -214,6 +215,35 @@ def test_signatures_without_a_batch_axis_are_not_joined(local_options):
         assert [(await task)["x"][0, 0] for task in tasks] == [0.0, 2.0, 4.0]
 
     assert run(test, local_options, StandIn(axis=1)) == [1] * 4
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_none_is_lost_or_mistaken(local_options, workers):
+    class Slow(StandIn):
+        def run(self, signature, inputs):
+            time.sleep(0.001 * (len(inputs["x"]) % 3))
+            return super().run(signature, inputs)
+
+    random = np.random.default_rng(workers)
+
+    async def test(model, ask, batcher):
+        async def client(number):
+            for turn in range(25):
+                value = 1000.0 * number + turn  # never 13
+                task = ask(rows(value, random.integers(1, 5)))
+                if random.random() < 0.3:  # gives up, mostly before it is answered
+                    await asyncio.sleep(0.002 * random.random())
+                    task.cancel()
+                    await asyncio.wait({task})
+                    continue
+                assert ((await task)["x"] == 2.0 * value).all()
+                if random.random() < 0.1:
+                    await asyncio.sleep(0.005)
+
+        await asyncio.gather(*map(client, range(1, 13)))
+        assert batcher.waiting == 0
+
+    run(test, local_options, Slow(), workers=workers, max_batch_size=8, max_rows=64)
 
 
 def test_the_end_gives_up_what_waits(local_options):
