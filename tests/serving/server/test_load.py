@@ -50,7 +50,7 @@ def test_mixed_load(bundle, reference, images, write_version, local_options, con
         ModelConfig("lenses", lenses),
     ]
     stop = threading.Event()
-    options = local_options(models, poll_seconds=0.2, read_seconds=1.0)
+    options = local_options(models, poll_seconds=0.2, read_seconds=5.0)
     with running(options) as server, contextlib.ExitStack() as stack:
         client = connect(server)
         lens = stack.enter_context(
