@@ -13,7 +13,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +24,9 @@ from dlens_tf.serving.server.errors import ServingError, invalid
 from dlens_tf.serving.server.inputs import Tensors
 from dlens_tf.serving.server.models import ServedModel
 from dlens_tf.serving.server.options import ServerOptions
+
+_SMALLEST_PART = 4
+"""Rows of a request's part that is worth a worker of its own."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -138,23 +141,31 @@ class Batcher:
         Args:
           model: the model.
           signature: name of the signature.
-          inputs: what `inputs.check_inputs` has accepted; more rows than a batch has are parted.
+          inputs: what `inputs.check_inputs` has accepted; many rows are parted among the workers,
+            and more than a batch has in any case.
 
         Raises:
           ServingError: RESOURCE_EXHAUSTED if too many wait already, or what TensorFlow objects to.
         """
-        most = self._options.max_batch_size
-        rows = most  # without a batch axis, it fills a batch by itself: nothing is joined to it
-        if model.signatures[signature].batched:
-            rows = len(next(iter(inputs.values())))
-        self._admit(math.ceil(rows / most))
-        if rows <= most:
-            return await self._answer(model, signature, inputs, rows)
-        parts = []
-        for start in range(0, rows, most):
-            part = {name: value[start : start + most] for name, value in inputs.items()}
-            parts.append(self._answer(model, signature, part, min(most, rows - start)))
-        answers = await asyncio.gather(*parts)
+        parts = self._parts(model, signature, inputs)
+        self._admit(model, len(parts))
+        shapes = tuple(inputs[name].shape[1:] for name in sorted(inputs))
+        key = (model, signature, shapes)
+        options = self._options
+        if key not in self._queues:
+            self._queues[key] = _Queue(model, signature, options.max_batch_size, options.workers)
+        queue = self._queues[key]
+        for part in parts:
+            queue.put(part)
+        self._add_lane(key, queue)
+        try:
+            answers = await asyncio.gather(*(part.answer for part in parts))
+        finally:
+            for part in parts:  # what one lacks, nobody waits for the others any more
+                queue.discard(part)
+                part.answer.cancel()
+        if len(answers) == 1:
+            return answers[0]
         return {name: np.concatenate([a[name] for a in answers]) for name in answers[0]}
 
     def close(self) -> None:
@@ -163,55 +174,56 @@ class Batcher:
             task.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _admit(self, parts: int) -> None:
+    def _parts(self, model: ServedModel, signature: str, inputs: Tensors) -> list[_Request]:
+        """A request in parts that are computed independently."""
+        loop, most = asyncio.get_running_loop(), self._options.max_batch_size
+        if not model.signatures[signature].batched:
+            # It fills a batch by itself: nothing is joined to it.
+            return [_Request(inputs, most, loop.create_future())]
+        rows = len(next(iter(inputs.values())))
+        size = min(most, max(_SMALLEST_PART, math.ceil(rows / self._options.workers)))
+        return [
+            _Request(
+                {name: value[start : start + size] for name, value in inputs.items()},
+                min(size, rows - start),
+                loop.create_future(),
+            )
+            for start in range(0, rows, size)
+        ]
+
+    def _admit(self, model: ServedModel, parts: int) -> None:
         """Refuses what would make too many wait; alone, a request may have any number of parts."""
-        waiting = self.waiting
+        waiting = sum(len(queue) for queue in self._queues.values() if queue.model is model)
         if waiting and waiting + parts > self._options.max_enqueued:
             more = f", and this one has {parts} parts" if parts > 1 else ""
             raise ServingError(
                 "RESOURCE_EXHAUSTED", f"{waiting} requests are waiting already{more}; try later"
             )
 
-    async def _answer(
-        self, model: ServedModel, signature: str, inputs: Tensors, rows: int
-    ) -> Tensors:
-        request = _Request(inputs, rows, asyncio.get_running_loop().create_future())
-        queue = self._queue(model, signature, inputs)
-        queue.put(request)
-        try:
-            return await request.answer
-        finally:
-            queue.discard(request)  # nobody waits for its answer any more
-
-    def _queue(self, model: ServedModel, signature: str, inputs: Tensors) -> _Queue:
-        shapes = tuple(inputs[name].shape[1:] for name in sorted(inputs))
-        key = (model, signature, shapes)
-        options = self._options
-        if key not in self._queues:
-            self._queues[key] = _Queue(model, signature, options.max_batch_size, options.workers)
-        queue = self._queues[key]
-        if not queue.gathering and queue.lanes < options.workers:
+    def _add_lane(self, key: Hashable, queue: _Queue) -> None:
+        """Has one more worker serve a queue that has requests, if none waits for these already."""
+        if len(queue) and not queue.gathering and queue.lanes < self._options.workers:
             queue.lanes += 1
             task = asyncio.create_task(self._serve(key, queue))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return queue
 
     async def _serve(self, key: Hashable, queue: _Queue) -> None:
         """Answers what comes into a queue, a batch after the other, until nothing comes."""
         try:
             while await self._gather(queue):
                 batch = queue.take()
+                self._add_lane(key, queue)
                 try:
                     await self._compute(queue, batch)
                 finally:
                     queue.answered(len(batch))
+                    _give_up(batch)  # what was not answered, since this was cancelled
         finally:
             queue.lanes -= 1
             if not queue.lanes:
                 del self._queues[key]
-                for request in queue:
-                    _refuse(request, ServingError("UNAVAILABLE", "the server is shutting down"))
+                _give_up(queue)
 
     async def _gather(self, queue: _Queue) -> bool:
         """Waits for requests worth a batch; whether there are any."""
@@ -250,6 +262,11 @@ class Batcher:
 def _refuse(request: _Request, error: ServingError) -> None:
     if not request.answer.done():
         request.answer.set_exception(error)
+
+
+def _give_up(requests: Iterable[_Request]) -> None:
+    for request in requests:
+        _refuse(request, ServingError("UNAVAILABLE", "the server is shutting down"))
 
 
 def _call(model: ServedModel, signature: str, batch: list[_Request]) -> list[Tensors]:

@@ -123,6 +123,45 @@ def test_workers_share_what_waits(local_options):
     assert sum(batches) == 8 and max(batches) == 4
 
 
+def test_what_one_worker_leaves_is_the_next_ones(local_options):
+    """A burst that comes while one worker waits keeps all of them busy."""
+
+    async def test(model, ask, batcher):
+        await ask(rows(0.0))  # whose worker waits for the next request now
+        model.free.clear()
+        tasks = [ask(rows(float(i))) for i in range(6)]
+        while len(model.batches) < 4 or batcher.waiting:
+            await asyncio.sleep(0.001)
+        model.free.set()
+        await asyncio.gather(*tasks)
+
+    assert run(test, local_options, workers=3, batch_timeout_micros=FOREVER)[:4] == [1, 2, 2, 2]
+
+
+def test_parts_are_shared_among_workers(local_options):
+    async def test(model, ask, batcher):
+        inputs = {"x": np.arange(20.0, 46.0, dtype=np.float32).reshape(13, 2)}
+        np.testing.assert_array_equal((await ask(inputs))["x"], 2.0 * inputs["x"])
+        await ask(rows(1.0, 4))  # too few
+
+    assert sorted(run(test, local_options, workers=2)) == [4, 6, 7]
+
+
+def test_the_other_parts_of_a_wrong_request_are_not_computed(local_options):
+    async def test(model, ask, batcher):
+        first = await hold(model, ask)
+        task = ask(rows(13.0, 40))
+        await gathered(batcher, 10)
+        model.free.set()
+        with pytest.raises(ServingError, match="thirteen"):
+            await task
+        assert batcher.waiting == 0
+        await first
+
+    # The next one may have begun.
+    assert run(test, local_options, max_batch_size=4) in ([1, 4], [1, 4, 4])
+
+
 def test_parts_large_requests(local_options):
     async def test(model, ask, batcher):
         inputs = {"x": np.arange(100.0, 122.0, dtype=np.float32).reshape(11, 2)}
@@ -144,6 +183,37 @@ def test_refuses_when_too_many_wait(local_options):
         await ask(rows(9.0))
 
     run(test, local_options, max_enqueued=2)
+
+
+def test_requests_of_the_same_moment_count(local_options):
+    async def test(model, ask, batcher):
+        first = await hold(model, ask)
+        tasks = [ask(rows(1.0, 8)) for _ in range(10)]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        assert batcher.waiting == 4
+        model.free.set()
+        answers = await asyncio.gather(first, *tasks, return_exceptions=True)
+        refused = [a for a in answers if isinstance(a, ServingError)]
+        assert {a.code for a in refused} == {"RESOURCE_EXHAUSTED"} and len(refused) == 9
+
+    run(test, local_options, max_batch_size=2, max_enqueued=4)
+
+
+def test_another_model_is_not_refused(local_options):
+    other = StandIn()
+
+    async def test(model, ask, batcher):
+        first = await hold(model, ask)
+        tasks = [ask(rows(i)) for i in range(2)]
+        await gathered(batcher, 2)
+        tasks.append(asyncio.create_task(batcher.run(other, "double", rows(1.0))))
+        await asyncio.sleep(0)  # it is admitted or refused
+        model.free.set()
+        await asyncio.gather(first, *tasks)
+
+    model = StandIn()
+    other.batches = model.batches  # for what was observed
+    run(test, local_options, model, max_enqueued=2)
 
 
 def test_the_parts_of_a_large_request_count(local_options):
@@ -248,11 +318,12 @@ def test_none_is_lost_or_mistaken(local_options, workers):
 
 def test_the_end_gives_up_what_waits(local_options):
     async def test(model, ask, batcher):
-        await hold(model, ask)
+        at_work = await hold(model, ask)
         waiting = ask(rows(1.0))
         await gathered(batcher, 1)
         batcher.close()
-        with pytest.raises(ServingError, match="shutting down"):
-            await waiting
+        for task in (at_work, waiting):
+            with pytest.raises(ServingError, match="shutting down"):
+                await task
 
     run(test, local_options)
