@@ -65,9 +65,11 @@ class Cells:
         """What may be wrong with each cell's part in an integral of this logarithm, [N].
 
         It is an upper estimate of the part, times the square of the gain if that is below 1: of
-        an exponential, the next term is what is neglected.
+        an exponential, the next term is what is neglected. The estimate goes up along the steeper
+        axis only: gains are those of falling flanks, too, and a cell far below the peak would
+        count as if it had one in a corner, where none of its neighbours shows any.
         """
-        largest = self.value + np.log(self.width).sum(axis=1) + self.gain.sum(axis=1)
+        largest = self.value + np.log(self.width).sum(axis=1) + self.gain.max(axis=1)
         coarse = np.minimum(self.gain.max(axis=1), 1.0)
         return np.exp(np.minimum(largest - total, 0.0)) * coarse**2
 
