@@ -7,6 +7,7 @@ Python, and the graph and session of `tf.compat.v1.saved_model.loader`, as in TF
 """
 
 import contextlib
+import itertools
 import re
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow_serving.apis import predict_pb2
 
 from dlens_tf.errors import UserError
 from dlens_tf.inference.bundle import (
@@ -22,9 +25,11 @@ from dlens_tf.inference.bundle import (
     GOLDEN,
     MANIFEST,
     SAVED_MODEL,
+    WARMUP_BATCH_SIZES,
     WARMUP_REQUESTS,
     Manifest,
 )
+from dlens_tf.io.files import one_line
 from dlens_tf.serving.signatures import describe_signatures, served
 from dlens_tf.serving.warmup import inputs_of, read_warmup_requests
 
@@ -137,10 +142,33 @@ def check_bundle(bundle: Path, foreign_paths: Sequence[str] = ()) -> list[str]:
     manifest = Manifest.read(bundle)
     _check_files(bundle, manifest)
     manifest.verify(bundle)
-    _check_portable(bundle, manifest, foreign_paths)
+    requests = _read_warmup(bundle, manifest)
+    try:
+        _check_portable(bundle, manifest, foreign_paths)
+        _check_answers(bundle, manifest, requests)
+    except (tf.errors.OpError, IndexError) as error:  # the latter of short files of variables
+        raise UserError(
+            f"export check failed: {bundle} can't be loaded or asked ({one_line(error)}); export "
+            "the model again"
+        ) from error
+    return [
+        f"files are as exported: {len(manifest.sha256)} checksums",
+        f"graph: no Python code, no custom op, no path of a machine, {len(manifest.signatures)} "
+        "signatures",
+        f"answers: {', '.join(manifest.signatures)} for batches of "
+        f"{' and '.join(map(str, BATCH_SIZES))}, through {' and '.join(RUNNERS)}, to "
+        f"{manifest.tolerance:g} of the prior's width; other outputs to {_LOOSER:g} times that, in "
+        "units of themselves or 1",
+        f"warm-up: {len(requests)} requests replayed",
+    ]
+
+
+def _check_answers(
+    bundle: Path, manifest: Manifest, requests: Sequence[predict_pb2.PredictRequest]
+) -> None:
+    """Asks for what is stored, and replays the warm-up, through both loaders."""
     images, golden = _read_golden(bundle)
     golden = golden | {"manifest": np.array([manifest.to_served().encode()] * len(images), object)}
-    requests = read_warmup_requests(bundle)
     width = np.ptp(manifest.parameters.supports, axis=1)
     for loader, runner in RUNNERS.items():
         with runner(bundle) as run:
@@ -154,16 +182,6 @@ def check_bundle(bundle: Path, foreign_paths: Sequence[str] = ()) -> list[str]:
             for request in requests:
                 inputs = {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
                 run(request.model_spec.signature_name, inputs)
-    return [
-        f"files are as exported: {len(manifest.sha256)} checksums",
-        f"graph: no Python code, no custom op, no path of a machine, {len(manifest.signatures)} "
-        "signatures",
-        f"answers: {', '.join(manifest.signatures)} for batches of "
-        f"{' and '.join(map(str, BATCH_SIZES))}, through {' and '.join(RUNNERS)}, to "
-        f"{manifest.tolerance:g} of the prior's width; other outputs to {_LOOSER:g} times that, in "
-        "units of themselves or 1",
-        f"warm-up: {len(requests)} requests replayed",
-    ]
 
 
 def check_with_cli(bundle: Path) -> str:
@@ -217,6 +235,28 @@ def _compare(
                 f"export check failed: {name} from {where} differs from the model by "
                 f"{difference.max():.2g}{unit}, more than {largest:g}"
             )
+
+
+def _read_warmup(bundle: Path, manifest: Manifest) -> list[predict_pb2.PredictRequest]:
+    """The warm-up requests: one for each signature and batch size, or a `UserError`."""
+    try:
+        requests = read_warmup_requests(bundle)
+        found = {
+            (r.model_spec.signature_name, tf.make_ndarray(next(iter(r.inputs.values()))).shape[0])
+            for r in requests
+        }
+    except (tf.errors.OpError, DecodeError, ValueError, StopIteration, IndexError) as error:
+        raise UserError(
+            f"export check failed: {bundle / EXTRA / WARMUP_REQUESTS} is damaged "
+            f"({one_line(error)}); export the model again"
+        ) from error
+    for signature, size in itertools.product(manifest.signatures, WARMUP_BATCH_SIZES):
+        if (signature, size) not in found:
+            raise UserError(
+                f"export check failed: there is no warm-up request of {size} images for "
+                f"{signature}; export the model again"
+            )
+    return requests
 
 
 def _check_files(bundle: Path, manifest: Manifest) -> None:

@@ -12,9 +12,9 @@ from dlens_tf.serving.transport import Answer, ModelName, ServerError, seconds_l
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_retries", 0),  # the client retries, whatever the protocol
-    # Without these, a lost connection is not tried again before a second has passed.
+    # Without this, a lost connection is not tried again before a second has passed. The least
+    # back-off is not for this: it is also what a connection may take to be made.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
 ]
 
 

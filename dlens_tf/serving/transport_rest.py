@@ -136,14 +136,23 @@ class RestTransport:
 
 
 def _read(response: requests.Response, deadline: float) -> bytes:
-    """The body, all of it before the deadline: `requests` bounds the time of each piece only."""
+    """The body, all of it before the deadline: `requests` bounds the time of each piece only.
+
+    That of the header is bounded so, too: a server that sends a line of it now and then is none of
+    ours.
+    """
     parts = []
     try:
         while part := response.raw.read1(_PIECE, decode_content=True):
             parts.append(part)
-            seconds_left(deadline)
+            left = seconds_left(deadline)
+            connection = response.raw.connection  # None once all is there
+            if connection is not None and connection.sock is not None:
+                connection.sock.settimeout(left)
     except urllib3.exceptions.TimeoutError as error:
         raise requests.Timeout(error) from error
+    except urllib3.exceptions.DecodeError as error:
+        raise ServerError("DATA_LOSS", one_line(error)) from error
     except urllib3.exceptions.HTTPError as error:
         raise requests.ConnectionError(error) from error
     return b"".join(parts)

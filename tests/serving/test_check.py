@@ -132,6 +132,27 @@ def test_damaged_files(bundle):
         check_bundle(bundle)
 
 
+def test_warmup_requests_are_complete(bundle):
+    path = bundle / "assets.extra" / "tf_serving_warmup_requests"
+    path.write_bytes(b"")
+    seal(bundle)
+    with pytest.raises(UserError, match="no warm-up request of 1 images for serve_bytes"):
+        check_bundle(bundle)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(b"\xff")
+    seal(bundle)
+    with pytest.raises(UserError, match="warmup_requests is damaged"):
+        check_bundle(bundle)
+
+
+def test_damaged_weights_whose_checksum_is_right(bundle):
+    path = bundle / "variables" / "variables.data-00000-of-00001"
+    path.write_bytes(path.read_bytes()[:1000])
+    seal(bundle)
+    with pytest.raises(UserError, match="can't be loaded or asked"):
+        check_bundle(bundle)
+
+
 def test_paths_of_this_machine(bundle):
     with pytest.raises(UserError, match="holds a path of this machine, serving_default"):
         check_bundle(bundle, foreign_paths=("serving_default",))

@@ -69,6 +69,7 @@ def test_names_are_quoted(server, transport):
         (http("200 OK", b"[" * 200_000), "DATA_LOSS", "it is not a JSON object"),
         (http("200 OK", b"\xff\xfe"), "DATA_LOSS", "it is not a JSON object"),
         (http("200 OK", b"{}"), "DATA_LOSS", "there are no outputs in it"),
+        (http("200 OK", b"{}", "Content-Encoding: gzip"), "DATA_LOSS", "gzip"),
         (http("302 Found", b"", "Location: /"), "UNKNOWN", "HTTP status 302 Found"),
         (http("404 Not Found", b"<p>No\nsuch page"), "NOT_FOUND", "<p>No such page"),
         (http("400 Bad Request", rb'{"error": "it\'s wrong"}'), "INVALID_ARGUMENT", "s wrong"),
@@ -126,6 +127,6 @@ def test_an_answer_that_trickles_ends_at_the_deadline(server, transport):
                     time.sleep(0.05)
 
     server.RequestHandlerClass = Handler
-    with pytest.raises(ServerError, match="DEADLINE_EXCEEDED: no time is left"):
+    with pytest.raises(ServerError, match="DEADLINE_EXCEEDED"):
         transport.ask(MODEL, "serve_manifest", {"key": [b""]}, time.monotonic() + 0.5)
     assert len(sent) < pieces

@@ -128,7 +128,7 @@ def test_mixed_load(bundle, reference, images, write_version, local_options, con
         assert versions == sorted(versions)
         assert set(versions) == {1, 2, 3, 4}
         assert client.rest("/v1/models/lenses").json()["model_version_status"][0]["version"] == "4"
-        # The first reload is the first time that two versions are there, for which memory stays taken.
+        # At the first reload two versions are there for the first time; what that takes stays.
         assert abs(sizes[-1] / sizes[1] - 1.0) < 0.05, f"memory in bytes: {sizes}"
         client.channel.close()
 
