@@ -36,6 +36,8 @@ NOISIER = 5.0
 """Factor on the noise."""
 SATURATION = 0.3
 """Share of the peak that images are cut at."""
+DEAD = 4
+"""Columns that saw nothing."""
 ALIKE, REAL = "like training", "real lenses"
 """Names of the two kinds of images that are no `CASES`."""
 RESUMES = True
@@ -164,12 +166,20 @@ def saturated(lenses: Lenses) -> np.ndarray:
     return np.minimum(lenses.images, SATURATION * lenses.images.max(axis=(1, 2), keepdims=True))
 
 
+def dead_columns(lenses: Lenses) -> np.ndarray:
+    """The same images, without what columns in their middle saw."""
+    images = lenses.images.copy()
+    images[:, :, _middle(images.shape[2], DEAD)[0]] = 0.0
+    return images
+
+
 CASES: dict[str, Callable[[Lenses], np.ndarray]] = {
     f"pixels × {WIDER:g}": wider_pixels,
     "no lens": no_lens,
     "blank sky": blank_sky,
     f"noise × {NOISIER:g}": more_noise,
     f"cut at {100 * SATURATION:g} %": saturated,
+    f"{DEAD} dead columns": dead_columns,
 }
 """By the name that tables have."""
 

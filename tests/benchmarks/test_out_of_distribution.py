@@ -113,6 +113,14 @@ def test_saturation_cuts_the_brightest_pixels_alone(lenses):
         assert (image[faint] == before[faint]).all() and 0.5 < faint.mean() < 0.99
 
 
+def test_dead_columns_are_those_in_the_middle(lenses):
+    images, size = CASES["4 dead columns"](lenses), lenses.images.shape[2]
+    dead = np.arange(size // 2 - 2, size // 2 + 2)
+    assert (images[:, :, dead] == 0.0).all()
+    alive = np.delete(np.arange(size), dead)
+    np.testing.assert_array_equal(images[:, :, alive], lenses.images[:, :, alive])
+
+
 def test_images_are_fitted_by_their_centre():
     image = np.arange(25.0).reshape(5, 5)
     np.testing.assert_array_equal(fitted(image, (3, 3, 1), 0)[..., 0], image[1:4, 1:4])
@@ -183,14 +191,15 @@ def test_table(stand_in):
     assert [row["case"] for row in report.rows] == [ALIKE, *CASES, REAL]
     text = report.markdown()
     header = "model | like training | pixels × 1.5 | no lens | blank sky | noise × 5 | cut at 30 %"
+    header += " | 4 dead columns"
     assert f"| {header} | real lenses |" in text
     flagged, number = sum(score > 1.0 for score in report.rows[-1]["scores"]), 7
-    line = " | ".join(["0.0 %", "100.0 %", "0.0 %", "0.0 %", "100.0 %", "0.0 %"])
+    line = " | ".join(["0.0 %", "100.0 %", "0.0 %", "0.0 %", "100.0 %", "0.0 %", "0.0 %"])
     assert f"| `{model}` | {line} | {flagged} of {number} |" in text
     curves = text.split("AUROC")[1].split(f"| `{model}` | ")[1].splitlines()[0].split(" | ")
     assert curves[0] == curves[3] == "1.000 ± 0.000" and curves[2] != curves[0]
     report.rows = report.rows[1:2]
-    assert f"| `{model}` | – | 100.0 % | – | – | – | – | – |" in report.markdown()
+    assert f"| `{model}` | – | 100.0 % | – | – | – | – | – | – |" in report.markdown()
 
 
 def test_a_later_run_measures_what_is_new(stand_in, tmp_path, monkeypatch):
