@@ -73,7 +73,7 @@ flags.DEFINE_float(
 flags.DEFINE_float(
     "read_seconds",
     10.0,
-    "Time that a client has to send a request's header, and its body.",
+    "Time that a client has to send a request's header, and its body or message.",
     lower_bound=0.1,
 )
 flags.DEFINE_float(

@@ -20,7 +20,7 @@ from aiohttp import web
 from dlens_tf.errors import UserError
 from dlens_tf.serving.server import rest, rpc
 from dlens_tf.serving.server.batching import Batcher
-from dlens_tf.serving.server.bodies import Budget
+from dlens_tf.serving.server.bodies import BUSY, Budget
 from dlens_tf.serving.server.errors import ServingError
 from dlens_tf.serving.server.inputs import Tensors, check_inputs, num_bytes, offload
 from dlens_tf.serving.server.metrics import Metrics
@@ -34,7 +34,7 @@ _HTTP_LOG.setLevel(log_records.CRITICAL)
 
 
 class _Refused(asyncio.Protocol):
-    """A connection above the limit, where none is idle."""
+    """A connection above the limit, where all others are being answered."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
@@ -87,6 +87,7 @@ class Server:
 
     async def stop(self) -> None:
         """Stops listening, and returns when what is in flight is answered or given up."""
+        self.store.stop()
         if self._poller is not None:
             self._poller.cancel()
         if self._listener is not None:
@@ -151,7 +152,7 @@ class Server:
         await self._grpc.start()
 
     def _connection(self) -> asyncio.Protocol:
-        server, busy = self._runner.server, self._runner.app[rest.BUSY]
+        server, busy = self._runner.server, self._runner.app[BUSY]
         connections = [c for c in server.connections if c.transport is not None]
         if len(connections) + self._accepted >= self._options.max_connections:
             oldest = next((c for c in connections if c not in busy), None)

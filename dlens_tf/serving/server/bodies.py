@@ -51,6 +51,9 @@ OPTIONS = web.AppKey("options", ServerOptions)
 BUDGET = web.AppKey("budget", Budget)
 """Where it keeps what bodies may take."""
 
+BUSY = web.AppKey("busy", set)
+"""Where it keeps the connections whose requests have come, and are being answered."""
+
 
 @contextlib.asynccontextmanager
 async def received_body(
@@ -72,6 +75,8 @@ async def received_body(
     )
     if (request.content_length or 0) > limit:
         raise too_large
+    busy, connection = request.app[BUSY], request.protocol
+    busy.discard(connection)
     with request.app[BUDGET].account() as take:
         body = bytearray()
         try:
@@ -90,4 +95,5 @@ async def received_body(
             ) from error
         except web.RequestPayloadError as error:
             raise invalid("the body is damaged") from error
+        busy.add(connection)
         yield body

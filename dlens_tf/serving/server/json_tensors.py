@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from dlens_tf.serving.server.errors import ServingError, invalid
-from dlens_tf.serving.server.inputs import Signature, Spec, Tensors, check_names
+from dlens_tf.serving.server.inputs import Signature, Spec, Tensors, check_names, check_shape
 
 DEFAULT_SIGNATURE = "serving_default"
 ROWS = "instances"
@@ -60,7 +60,7 @@ def parse_body(body: bytes | bytearray, max_values: int) -> tuple[dict[str, Any]
 
 
 def decode_request(request: dict[str, Any], signature: Signature) -> Tensors:
-    """The input tensors of a request, of the right dtype but of any shape.
+    """The input tensors of a request, of the right dtypes and shapes.
 
     Raises:
       ServingError: INVALID_ARGUMENT, naming the input.
@@ -97,23 +97,26 @@ def _named_rows(rows: Any, signature: Signature) -> Any:
 
 def _tensor(name: str, value: Any, spec: Spec) -> np.ndarray:
     strings = spec.dtype == tf.string
+    uneven = invalid(f"input '{name}': its rows are not all of one shape")
     try:
-        array = np.array(_strings(name, value), object) if strings else np.array(value)
+        # Were the dtype NumPy's choice, one long string would make each number as long a string.
+        array = np.array(_strings(name, value) if strings else value, object)
     except (ValueError, RecursionError) as error:
-        raise invalid(f"input '{name}': its rows are not all of one shape") from error
+        raise uneven from error
+    types = set(map(type, array.ravel().tolist()))
+    if list in types:
+        raise uneven
+    check_shape(name, spec, array.shape)
     if strings:
-        if any(isinstance(item, list) for item in array.flat):
-            raise invalid(f"input '{name}': its rows are not all of one shape")
         return array
-    dtype = spec.dtype.as_numpy_dtype
-    kinds = {"f": "iuf", "i": "iu", "u": "iu", "b": "b"}[np.dtype(dtype).kind]
-    if array.dtype.kind not in kinds and array.size:
+    dtype = np.dtype(spec.dtype.as_numpy_dtype)
+    if not types <= {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}}[dtype.kind]:
         raise invalid(f"input '{name}' has values that are not of type {spec.dtype.name}")
-    with np.errstate(over="ignore"):  # infinity is found by the check of the values
-        result = array.astype(dtype)
-    if result.dtype.kind in "iu" and (result != array).any():
-        raise invalid(f"input '{name}' has values outside {spec.dtype.name}")
-    return result
+    try:
+        with np.errstate(over="ignore"):  # infinity is found by the check of the values
+            return array.astype(dtype)
+    except OverflowError as error:
+        raise invalid(f"input '{name}' has values outside {spec.dtype.name}") from error
 
 
 def _strings(name: str, value: Any) -> Any:

@@ -36,6 +36,10 @@ from dlens_tf.serving.warmup import read_warmup_requests
 SignatureDefMap = get_model_metadata_pb2.SignatureDefMap
 
 
+class StoppedError(Exception):
+    """Loading was given up, since the server stops."""
+
+
 class ServedModel:
     """One loaded version of a model.
 
@@ -49,11 +53,12 @@ class ServedModel:
       examples: simulated lenses of its recipe, float32 [M, H, W, C]; M may be 0.
     """
 
-    def __init__(self, config: ModelConfig, version: int, bundle: Path):
+    def __init__(self, config: ModelConfig, version: int, bundle: Path, stopped: threading.Event):
         """Loads a bundle, and replays its warm-up requests; takes seconds.
 
         Raises:
           UserError: if its files are missing or damaged.
+          StoppedError: if it is to stop meanwhile.
         """
         self.name = config.name
         self.version = version
@@ -68,6 +73,8 @@ class ServedModel:
         self.users = 0
         if (bundle / EXTRA / WARMUP_REQUESTS).is_file():
             for request in read_warmup_requests(bundle):
+                if stopped.is_set():
+                    raise StoppedError
                 inputs = {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
                 self.run(request.model_spec.signature_name, inputs)
         self.examples = _read_examples(bundle, self.manifest.image.shape)
@@ -161,6 +168,7 @@ class ModelStore:
         self._entries = {config.name: _Entry(config) for config in configs}
         self._lock = threading.Lock()
         self._has_garbage = False  # a version ended since the last look
+        self._stopped = threading.Event()
 
     def names(self) -> list[str]:
         """Names of the models, sorted."""
@@ -230,13 +238,20 @@ class ModelStore:
         with self._lock:
             return sorted(self._entries[name].loaded, reverse=True)
 
+    def stop(self) -> None:
+        """Lets `refresh` end early; nothing is loaded any more."""
+        self._stopped.set()
+
     def refresh(self) -> None:
         """Looks for new versions, loads them, and retires those that they replace.
 
         Blocks for as long as that takes; to be called by one thread at a time.
         """
-        for entry in self._entries.values():
-            self._refresh(entry)
+        try:
+            for entry in self._entries.values():
+                self._refresh(entry)
+        except StoppedError:
+            return
         if self._has_garbage:
             self._has_garbage = False
             _free_memory()
@@ -277,6 +292,7 @@ class ModelStore:
             else:
                 gone = "its folder is gone; it stays in service from memory"
                 self._report(entry, version, "AVAILABLE", "NOT_FOUND", gone)
+        self._forget(entry, wanted | folders.keys())
         if wanted and wanted <= entry.loaded.keys():
             retired = entry.loaded.keys() - wanted
             for version in retired:
@@ -286,13 +302,25 @@ class ModelStore:
         with self._lock:
             entry.report(*status)
 
+    def _forget(self, entry: _Entry, present: set[int]) -> None:
+        """Drops what went wrong with versions that nobody has or asks for any more."""
+        with self._lock:
+            for version, status in list(entry.status.items()):
+                if status.state == "END" and status.code != "OK" and version not in present:
+                    del entry.status[version]
+                    entry.refused.pop(version, None)
+
     def _load(self, entry: _Entry, version: int, folder: Path) -> None:
+        if self._stopped.is_set():
+            raise StoppedError
         contents = _contents(folder)
         if entry.refused.get(version) == contents:
             return
         self._report(entry, version, "LOADING")
         try:
-            model = ServedModel(entry.config, version, folder)
+            model = ServedModel(entry.config, version, folder, self._stopped)
+        except StoppedError:
+            raise
         except Exception as error:  # whatever is wrong with a bundle, the others go on
             entry.refused[version] = contents
             code = "FAILED_PRECONDITION" if isinstance(error, UserError) else "UNKNOWN"

@@ -63,10 +63,11 @@ class ServerOptions:
       max_request_bytes: largest request.
       max_json_values: most values of a JSON body: while they are read, nothing else is.
       max_bytes_in_flight: bytes of all requests that are being received or answered.
-      max_connections: most open REST connections; for the next one the oldest idle one is closed.
+      max_connections: most open REST connections; for the next one the oldest is closed whose
+        request has not come yet.
       poll_seconds: between two looks for new versions.
-      read_seconds: that a client has to send a request's header, its body, and to take the answer;
-        a connection that asks nothing for as long is closed.
+      read_seconds: that a client has to send a request's header, its body or message, and to take
+        the answer; a REST connection that asks nothing for as long is closed.
       request_seconds: within which a request is answered or given up.
       grace_seconds: that requests in flight get at shutdown.
       workers: batches that are computed at the same time; one for each core by default.

@@ -35,10 +35,11 @@ from dlens_tf.io.upload import Upload, display_name, max_bytes, read_upload
 from dlens_tf.parameters import Parameter, prior_to_dict
 from dlens_tf.serving.server.bodies import received_body
 from dlens_tf.serving.server.errors import ServingError, invalid
+from dlens_tf.serving.server.metrics import Asked, Metrics
 from dlens_tf.serving.server.models import ModelStore, ServedModel
 
 FILE_NAME = "X-File-Name"
-"""A header of our own: a page of another site can't send it without asking first."""
+"""A header of our own, which has to be there: a page of another site can't send it."""
 
 _SIGNATURE = "serve_density"
 _HALF_GRID = 101
@@ -60,6 +61,7 @@ def add_routes(
     app: web.Application,
     store: ModelStore,
     predict: Callable[[ServedModel, str, dict], Awaitable[dict[str, np.ndarray]]],
+    metrics: Metrics,
 ) -> None:
     """Mounts the page and what it asks.
 
@@ -67,8 +69,9 @@ def add_routes(
       app: the web application, which answers a `ServingError` as {"error": message}.
       store: the models.
       predict: answers (model, signature, inputs).
+      metrics: what counts requests.
     """
-    page = _Page(store, predict)
+    page = _Page(store, predict, metrics)
     app.router.add_get("/", page.document)
     app.router.add_get("/page/models", page.models)
     app.router.add_get("/page/examples", page.examples)
@@ -79,9 +82,10 @@ def add_routes(
 class _Page:
     """The handlers."""
 
-    def __init__(self, store: ModelStore, predict: Callable):
+    def __init__(self, store: ModelStore, predict: Callable, metrics: Metrics):
         self._store = store
         self._predict = predict
+        self._metrics = metrics
         html = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
         self._html, self._headers = html, _headers(html)
         # One thread reads files, see `read_upload`, and another makes curves: what is dropped on
@@ -112,29 +116,32 @@ class _Page:
             return _answer(_encoded(model.examples[:_MAX_EXAMPLES]))
 
     async def predict(self, request: web.Request) -> web.Response:
-        name = request.query.get("model", "")
+        with self._metrics.request("page") as asked:
+            if FILE_NAME not in request.headers:
+                raise invalid(f"the header {FILE_NAME} is missing")
+            try:
+                return await self._posterior(request, asked)
+            except UserError as error:
+                raise invalid(str(error)) from error
+
+    async def _posterior(self, request: web.Request, asked: Asked) -> web.Response:
         number = request.query.get("example")
-        try:
-            async with contextlib.AsyncExitStack() as stack:
-                model = stack.enter_context(self._store.get(name))
-                limit = max_bytes(model.manifest.image)
-                body = await stack.enter_async_context(received_body(request, limit))
-                if number is None:
-                    file = urllib.parse.unquote(request.headers.get(FILE_NAME, ""))
-                    upload = await self._in(
-                        self._reader, read_upload, file, bytes(body), model.manifest.image
-                    )
-                    file = display_name(file)
-                else:
-                    upload, file = _example(model, number), f"example lens {int(number) + 1}"
-                image = upload.image[np.newaxis]
-                outputs = await self._predict(model, _SIGNATURE, {"image": image})
-                answer = await self._in(
-                    self._drawer, describe_posterior, model.manifest, outputs, file
+        async with contextlib.AsyncExitStack() as stack:
+            model = stack.enter_context(self._store.get(request.query.get("model", "")))
+            asked.model, asked.signature = model.name, _SIGNATURE
+            limit = max_bytes(model.manifest.image)
+            body = await stack.enter_async_context(received_body(request, limit))
+            if number is None:
+                file = urllib.parse.unquote(request.headers[FILE_NAME])
+                upload = await self._in(
+                    self._reader, read_upload, file, bytes(body), model.manifest.image
                 )
-        except UserError as error:
-            raise invalid(str(error)) from error
-        scale = model.manifest.image.pixel_scale
+                file = display_name(file)
+            else:
+                upload, file = _example(model, number), f"example lens {int(number) + 1}"
+            image = upload.image[np.newaxis]
+            outputs = await self._predict(model, _SIGNATURE, {"image": image})
+            answer = await self._in(self._drawer, describe_posterior, model.manifest, outputs, file)
         return _answer(
             {
                 "model": {"name": model.name, "version": model.version},
@@ -142,7 +149,7 @@ class _Page:
                 "notes": list(upload.notes),
                 "image": {
                     **_encoded(upload.image),
-                    "pixel_scale": upload.pixel_scale or scale,
+                    "pixel_scale": upload.pixel_scale or model.manifest.image.pixel_scale,
                     "pixel_scale_unit": "arcsec",
                 },
                 **answer,

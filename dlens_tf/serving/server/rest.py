@@ -20,18 +20,17 @@ from absl import logging
 from aiohttp import web
 
 from dlens_tf.serving.server import json_tensors, page, protos
-from dlens_tf.serving.server.bodies import BUDGET, OPTIONS, Budget, received_body
+from dlens_tf.serving.server.bodies import BUDGET, BUSY, OPTIONS, Budget, received_body
 from dlens_tf.serving.server.errors import ServingError, invalid
 from dlens_tf.serving.server.inputs import Tensors, find_signature, offload
 from dlens_tf.serving.server.metrics import CONTENT_TYPE, Metrics
 from dlens_tf.serving.server.models import ModelStore, ServedModel
 from dlens_tf.serving.server.options import ServerOptions
 
-BUSY = web.AppKey("busy", set)
-"""Where the web application keeps the connections whose requests are being answered."""
-
 Predict = Callable[[ServedModel, str, Tensors], Awaitable[Tensors]]
 """Checks and answers a request: (model, signature, inputs) to outputs."""
+
+_MAX_MESSAGE = 500
 
 _PATH = re.compile(
     r"/v1/models/(?P<name>[^/:]+)"
@@ -40,8 +39,14 @@ _PATH = re.compile(
 )
 
 
+def one_short_line(message: str) -> str:
+    """A message as clients get it: a name in it may be as long as a request, and gRPC's fail."""
+    line = " ".join(message.split())
+    return line if len(line) <= _MAX_MESSAGE else line[: _MAX_MESSAGE - 1] + "…"
+
+
 def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": message}, status=status)
+    return web.json_response({"error": one_short_line(message)}, status=status)
 
 
 @web.middleware
@@ -117,7 +122,7 @@ def make_app(
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics_text)
     app.router.add_route("*", "/v1/{path:.*}", models.handle)
-    page.add_routes(app, store, predict)
+    page.add_routes(app, store, predict, metrics)
     return app
 
 

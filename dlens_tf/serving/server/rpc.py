@@ -7,6 +7,7 @@ Messages are parsed here, and not by gRPC, so that a damaged one is INVALID_ARGU
 server's fault.
 """
 
+import asyncio
 import functools
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -40,7 +41,7 @@ from dlens_tf.serving.server.json_tensors import DEFAULT_SIGNATURE
 from dlens_tf.serving.server.metrics import Metrics
 from dlens_tf.serving.server.models import ModelStore
 from dlens_tf.serving.server.options import ServerOptions
-from dlens_tf.serving.server.rest import Predict
+from dlens_tf.serving.server.rest import Predict, one_short_line
 
 _PACKAGE = "tensorflow.serving"
 
@@ -64,10 +65,10 @@ def make_server(
             # Without this, a second server at the same port would take half of the requests.
             ("grpc.so_reuseport", 0),
         ],
-        # As many as can wait and be computed: each holds its message in memory.
-        maximum_concurrent_rpcs=options.max_enqueued + options.workers * options.max_batch_size,
     )
-    method = functools.partial(_method, budget)
+    # As many as can wait and be computed.
+    slots = asyncio.Semaphore(options.max_enqueued + options.workers * options.max_batch_size)
+    method = functools.partial(_method, budget, slots, options.read_seconds)
     services = _Services(store, predict, options, metrics)
     server.add_generic_rpc_handlers(
         [
@@ -95,30 +96,54 @@ def make_server(
 
 def _method(
     budget: Budget,
+    slots: asyncio.Semaphore,
+    read_seconds: float,
     request_type: type[Message],
     answer: Callable[[Message, int], Awaitable[Message]],
 ) -> grpc.RpcMethodHandler:
     """A method that parses its request, and turns a `ServingError` into a status."""
 
-    async def handle(data: bytes, context: grpc.aio.ServicerContext) -> Message:
+    async def handle(_, context: grpc.aio.ServicerContext) -> Message:
         try:
-            with budget.account() as take:
-                take(len(data))
-                try:
-                    request = request_type.FromString(data)
-                except DecodeError as error:
-                    raise invalid(f"the message is no {request_type.DESCRIPTOR.name}") from error
-                return await answer(request, len(data))
+            data = await _received(context, read_seconds)
+            if slots.locked():
+                raise ServingError(
+                    "RESOURCE_EXHAUSTED", "too many requests are being answered already; try later"
+                )
+            async with slots:
+                with budget.account() as take:
+                    take(len(data))
+                    try:
+                        request = request_type.FromString(data)
+                    except DecodeError as error:
+                        name = request_type.DESCRIPTOR.name
+                        raise invalid(f"the message is no {name}") from error
+                    return await answer(request, len(data))
         except ServingError as error:
-            failure = (grpc.StatusCode[error.code], error.message)
+            failure = (grpc.StatusCode[error.code], one_short_line(error.message))
         except Exception:
             logging.exception("a request failed")
             failure = (grpc.StatusCode.INTERNAL, "the server failed; its log says how")
         return await context.abort(*failure)
 
-    return grpc.unary_unary_rpc_method_handler(
+    # On the wire a stream of one message is the same; only of a stream is the call known before
+    # its message, which may never come.
+    return grpc.stream_unary_rpc_method_handler(
         handle, response_serializer=lambda message: message.SerializeToString()
     )
+
+
+async def _received(context: grpc.aio.ServicerContext, read_seconds: float) -> bytes:
+    try:
+        async with asyncio.timeout(read_seconds):
+            data = await context.read()
+    except TimeoutError as error:
+        raise ServingError(
+            "DEADLINE_EXCEEDED", f"the request did not arrive within {read_seconds:g} s"
+        ) from error
+    if data is grpc.aio.EOF:
+        raise invalid("the call has no message")
+    return data
 
 
 class _Services:
@@ -193,6 +218,8 @@ def _filtered(signature: Signature, names: list[str]) -> list[str]:
         if name not in signature.outputs:
             known = ", ".join(sorted(signature.outputs))
             raise invalid(f"output_filter has the unknown output '{name}'; there are {known}")
+    if len(set(names)) < len(names):
+        raise invalid("output_filter names an output twice")
     return list(names) or list(signature.outputs)
 
 

@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import concurrent.futures
 import contextlib
@@ -13,7 +14,8 @@ import requests
 import tensorflow as tf
 
 from dlens_tf.errors import UserError
-from dlens_tf.serving.server.app import running
+from dlens_tf.serving.server.app import Server, running
+from dlens_tf.serving.server.bodies import BUSY
 from dlens_tf.serving.server.models import ServedModel
 from dlens_tf.serving.server.options import ModelConfig
 
@@ -87,7 +89,7 @@ def test_many_clients_get_their_own_answers(server, connect, images, reference):
 def test_refuses_when_the_queue_is_full(toy, gate, local_options, connect):
     image = np.zeros((1, 64, 64, 1), np.float32)
     with (
-        serving(toy, local_options, connect, max_enqueued=1) as client,
+        serving(toy, local_options, connect, max_enqueued=1, workers=1) as client,
         concurrent.futures.ThreadPoolExecutor(2) as pool,
     ):
         gate.entered.clear()
@@ -206,8 +208,47 @@ def test_slow_and_half_closed_clients_hold_nothing(toy, local_options, connect):
         assert client.rest(PREDICT, body(image)).status_code == 200
 
 
-def test_connections_are_limited(toy, local_options, connect):
-    with serving(toy, local_options, connect, max_connections=3, read_seconds=60.0) as client:
+def test_calls_whose_message_never_comes_hold_nothing(toy, local_options, connect):
+    image = np.zeros((1, 64, 64, 1), np.float32)
+    limits = {"max_enqueued": 1, "workers": 1, "max_batch_size": 1, "read_seconds": 1.0}
+    end = threading.Event()
+    with serving(toy, local_options, connect, **limits) as client:
+        call = client.channel.stream_unary(
+            "/tensorflow.serving.PredictionService/Predict", lambda message: message
+        )
+        calls = [call.future((end.wait(60) for _ in range(1)), timeout=60) for _ in range(5)]
+        client.predictions.Predict(client.request(image=image), timeout=60)
+        for half_sent in calls:
+            assert half_sent.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            assert half_sent.details() == "the request did not arrive within 1 s"
+        end.set()
+
+
+def test_calls_in_flight_are_limited(toy, gate, local_options, connect):
+    image = np.zeros((1, 64, 64, 1), np.float32)
+    limits = {"max_enqueued": 1, "workers": 1, "max_batch_size": 1}
+    with serving(toy, local_options, connect, **limits) as client:
+        request = client.request(image=image)
+        gate.entered.clear()
+        gate.open.clear()
+        calls = [client.predictions.Predict.future(request, timeout=60)]
+        assert gate.entered.wait(60)
+        calls.append(client.predictions.Predict.future(request, timeout=60))
+        while "queue_depth 1.0" not in client.rest("/metrics").text:
+            pass
+        with pytest.raises(grpc.RpcError) as caught:
+            client.predictions.Predict(request, timeout=60)
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "too many requests" in caught.value.details()
+        gate.open.set()
+        assert all(call.result() for call in calls)
+
+
+def test_connections_are_limited(toy, gate, local_options, connect):
+    limits = {"max_connections": 3, "read_seconds": 60.0}
+    content = json.dumps(body(np.zeros((1, 64, 64, 1)))).encode()
+    whole = HALF.replace(b"99", str(len(content)).encode())[:-1] + content
+    with serving(toy, local_options, connect, **limits) as client:
         port = client.server.rest_port
         idle = [stubborn(port, HEALTH) for _ in range(3)]
         assert all(received(connection) for connection in idle)  # each counts by now
@@ -215,12 +256,21 @@ def test_connections_are_limited(toy, local_options, connect):
         assert received(idle[3])
         assert received(idle[0]) == b""  # closed for it
         expecting = HALF.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")
-        busy = [stubborn(port, expecting) for _ in range(3)]
-        assert all(received(connection).startswith(b"HTTP/1.1 100") for connection in busy)
+        slow = [stubborn(port, expecting) for _ in range(3)]
+        assert all(received(connection).startswith(b"HTTP/1.1 100") for connection in slow)
         assert [received(connection) for connection in idle[1:]] == [b""] * 3
+        with stubborn(port, HEALTH) as probe:
+            assert received(probe).startswith(b"HTTP/1.1 200")
+            assert received(slow[0]) == b""  # closed for it
+        gate.open.clear()
+        busy = [stubborn(port, whole) for _ in range(3)]
+        while len(client.server._runner.app[BUSY]) < 3:
+            pass
         with stubborn(port, HEALTH) as newcomer:
             assert received(newcomer) == b""
-        for connection in (*idle, *busy):
+        gate.open.set()
+        assert all(received(connection).startswith(b"HTTP/1.1 200") for connection in busy)
+        for connection in (*idle, *slow, *busy):
             connection.close()
         while True:  # until the server has seen them close
             with contextlib.suppress(requests.ConnectionError):
@@ -310,7 +360,7 @@ def test_start_fails_in_one_line(toy, local_options):
 def test_the_end_waits_for_what_is_in_flight(toy, gate, local_options, connect):
     image = np.ones((1, 64, 64, 1), np.float32)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        with serving(toy, local_options, connect) as client:
+        with serving(toy, local_options, connect, workers=1) as client:
             gate.entered.clear()
             gate.open.clear()
             task = pool.submit(client.rest, PREDICT, body(image))
@@ -324,3 +374,26 @@ def test_the_end_waits_for_what_is_in_flight(toy, gate, local_options, connect):
         assert other.result().model_spec.version.value == 1
         with pytest.raises(requests.ConnectionError):
             client.rest("/healthz")
+
+
+def test_the_end_comes_while_models_are_loaded(bundle, local_options, monkeypatch):
+    calls = []
+
+    async def main():
+        server = Server(local_options([ModelConfig("small", bundle.parent)]))
+        loop, ended = asyncio.get_running_loop(), threading.Event()
+
+        def run(self, signature, inputs):
+            calls.append(signature)
+            loop.call_soon_threadsafe(starting.cancel)
+            assert ended.wait(60)
+
+        monkeypatch.setattr(ServedModel, "run", run)
+        starting = asyncio.create_task(server.start())
+        await asyncio.wait({starting})
+        ended.set()
+        await asyncio.to_thread(server._loader.shutdown)
+        assert starting.cancelled()
+
+    asyncio.run(main())
+    assert len(calls) == 1  # of many warm-up requests

@@ -6,7 +6,7 @@ import pytest
 
 from dlens_tf.serving.server import models
 from dlens_tf.serving.server.errors import ServingError
-from dlens_tf.serving.server.models import ModelStore
+from dlens_tf.serving.server.models import ModelStore, ServedModel
 from dlens_tf.serving.server.options import ModelConfig
 
 IMAGES = np.ones((1, 64, 64, 1), np.float32)
@@ -122,6 +122,7 @@ def test_a_broken_version_is_reported_and_the_old_one_stays(kept, base, caplog):
     shutil.rmtree(base / "4")
     store.refresh()
     assert asked(store) == 1
+    assert states(store) == {1: "AVAILABLE", 2: "END"}  # and no word of 4 any more
     broken = store.status("m", 2)[0]
     assert (broken.state, broken.code) == ("END", "UNKNOWN")
     assert broken.message and "\n" not in broken.message
@@ -173,3 +174,13 @@ def test_a_failed_warm_up_keeps_a_version_out(kept, base, bundle):
     store.refresh()
     assert states(store) == {2: "END"}
     assert not store.ready
+
+
+def test_loading_can_be_stopped(kept, base, bundle, monkeypatch):
+    configs = [ModelConfig(name, bundle.parent) for name in ("warm", "next")]
+    store = ModelStore([*configs, ModelConfig("m", base)])
+    calls = []
+    monkeypatch.setattr(ServedModel, "run", lambda *_: (calls.append(True), store.stop()))
+    store.refresh()
+    assert len(calls) == 1  # of many warm-up requests
+    assert not any(store.in_service(name) for name in store.names())

@@ -202,6 +202,27 @@ def test_unknown_models_and_examples(url, predict):
         assert "there is no example" in answer.json()["error"]
 
 
+def test_other_sites_can_t_ask(url, lens):
+    for query in ("", "&example=0"):
+        address = f"{url}/page/predict?model=small{query}"
+        answer = requests.post(address, npy(lens), timeout=60)
+        assert answer.status_code == 400
+        assert answer.json() == {"error": "the header X-File-Name is missing"}
+    headers = {"Origin": "http://x", "Access-Control-Request-Headers": "X-File-Name"}
+    asked = requests.options(address, headers=headers, timeout=60)
+    assert asked.status_code == 405
+    assert not any(name.startswith("Access-Control") for name in asked.headers)
+
+
+def test_metrics_know_the_page(url, predict):
+    assert predict(example="0").status_code == 200
+    assert predict(b"", "a.npy").status_code == 400
+    text = requests.get(f"{url}/metrics", timeout=60).text
+    labels = 'model="small",protocol="page",signature="serve_density"'
+    for code in ("OK", "INVALID_ARGUMENT"):
+        assert f'dlens_serving_requests_total{{code="{code}",{labels}}}' in text
+
+
 def test_examples(url, predict, bundle):
     examples = decoded(requests.get(f"{url}/page/examples?model=small", timeout=60).json())
     np.testing.assert_array_equal(examples, example_images(Manifest.read(bundle).recipe, "axion"))

@@ -1,11 +1,17 @@
 import base64
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 import requests
+import tensorflow as tf
 from google.protobuf import json_format
 from tensorflow.core.protobuf import saved_model_pb2
+
+from dlens_tf.serving.server.errors import ServingError
+from dlens_tf.serving.server.inputs import Signature, Spec
+from dlens_tf.serving.server.json_tensors import decode_request
 
 PREDICT = "/v1/models/small:predict"
 
@@ -85,6 +91,12 @@ def with_nan(value):
     return image
 
 
+def nested(value, levels):
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     "body, message",
     [
@@ -107,6 +119,12 @@ def with_nan(value):
         ({"inputs": {"img": [ZERO]}}, "the inputs are img; the signature takes image"),
         ({"instances": [with_nan("1.0")]}, "input 'image' has values that are not of type float"),
         ({"instances": [with_nan(None)]}, "input 'image' has values that are not of type float"),
+        ({"instances": [with_nan(True)]}, "input 'image' has values that are not of type float"),
+        ({"instances": [with_nan(10**400)]}, "input 'image' has values outside float32"),
+        ({"inputs": nested(1.0, 50)}, "input 'image' has shape [1, 1,"),
+        ({"inputs": nested(1.0, 400)}, "input 'image': its rows are not all of one shape"),
+        ({"instances": [ZERO], "é" * 9999: 1}, 'unknown key "'),
+        ({"instances": [ZERO], "signature_name": "x\ny" * 9999}, "no signature 'x yx"),
         ({"instances": [ZERO, with_nan(float("nan"))]}, "input 'image', row 1: NaN or infinite"),
         ({"instances": [with_nan(float("inf"))]}, "input 'image', row 0: NaN or infinite"),
         ({"instances": [with_nan(1e300)]}, "input 'image', row 0: NaN or infinite"),
@@ -117,7 +135,34 @@ def test_wrong_requests_are_one_clear_line(client, body, message):
     answer = requests.post(client.url + PREDICT, data, timeout=60)
     assert answer.status_code == 400
     error = answer.json()["error"]
-    assert message in error and "\n" not in error
+    assert message in error and "\n" not in error and len(error) <= 500
+
+
+def test_a_long_string_makes_no_number_large():
+    signature = Signature({"image": Spec(tf.float32, (None, None))}, {})
+    request = {"inputs": [["x" * 25_000] + [1] * 2000]}
+    tracemalloc.start()
+    with pytest.raises(ServingError, match="not of type float32"):
+        decode_request(request, signature)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
+@pytest.mark.parametrize("value", [2**63, 10**400, 1.0, True, "1", None])
+def test_integers_that_are_none(client, value):
+    asked = {"image": [ZERO], "seed": [value]}
+    answer = client.rest(PREDICT, {"signature_name": "serve_samples", "inputs": asked})
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("input 'seed' has values")
+
+
+@pytest.mark.parametrize("levels", [33, 400])
+def test_deep_strings(client, levels):
+    asked = {"signature_name": "serve_manifest", "inputs": nested("a", levels)}
+    answer = client.rest(PREDICT, asked)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("input 'key'")
 
 
 @pytest.mark.parametrize(

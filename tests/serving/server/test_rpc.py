@@ -133,7 +133,13 @@ def too_many(request):
             "INVALID_ARGUMENT",
             "signature 'x'",
         ),
+        (
+            wrong(lambda r: setattr(r.model_spec, "signature_name", "x\ny" * 9999)),
+            "INVALID_ARGUMENT",
+            "signature 'x yx",
+        ),
         (wrong(lambda r: r.output_filter.append("x")), "INVALID_ARGUMENT", "output 'x'"),
+        (wrong(lambda r: r.output_filter.extend(["mean"] * 2)), "INVALID_ARGUMENT", "twice"),
         (wrong(lambda r: r.inputs.clear()), "INVALID_ARGUMENT", "the inputs are none"),
         (put(tf.make_tensor_proto(1.0), "x"), "INVALID_ARGUMENT", "the inputs are image, x"),
         (put(tf.make_tensor_proto(np.zeros((1, 64, 64, 1)))), "INVALID_ARGUMENT", "type float32"),
@@ -168,6 +174,14 @@ def test_damaged_messages(client):
     with pytest.raises(grpc.RpcError) as caught:
         call(b"\xff\xff", timeout=60)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_calls_without_a_message(client):
+    call = client.channel.stream_unary("/tensorflow.serving.PredictionService/Predict")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(iter(()), timeout=60)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == "the call has no message"
 
 
 def test_other_methods_are_unimplemented(client):
