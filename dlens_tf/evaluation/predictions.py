@@ -98,7 +98,7 @@ def _batches(
 
 
 def _check_matches(run: RunFolder, folder: DatasetFolder) -> None:
-    """Raises a `UserError` if the data set is not of the kind that the run was trained on."""
+    """Raises a `UserError` unless the data set is of the run's kind and keeps its test apart."""
     shape = tuple(run.config["image_shape"])
     if folder.image_shape != shape:
         raise UserError(
@@ -108,6 +108,14 @@ def _check_matches(run: RunFolder, folder: DatasetFolder) -> None:
     for name in run.targets.names:
         if not folder.has(f"parameters/{name}"):
             raise UserError(f"data set {folder.path} has no parameter '{name}' to compare with")
+    # Each catalogue has its own split. What has no galaxies, or is older, says nothing of them.
+    learned_from, galaxies = run.config.get("dataset_galaxies"), folder.metadata.get("galaxies")
+    if None not in (learned_from, galaxies) and learned_from != galaxies:
+        raise UserError(
+            f"{run.path} learned from galaxies {learned_from}, but data set {folder.path} is made "
+            f"from galaxies {galaxies}, and those it holds out could be among them: choose one "
+            "made from the same galaxies"
+        )
 
 
 def _check_truth(truth: np.ndarray, targets: ParameterSet, folder: DatasetFolder) -> None:
@@ -203,7 +211,11 @@ def fit_detector(run: RunFolder, folder: DatasetFolder, batch_size: int) -> Dete
 
     Returns:
       The detector; None if the data set has too few images for one.
+
+    Raises:
+      UserError: if the data set does not fit the run.
     """
+    _check_matches(run, folder)
     detector, classes = read_detector(run), run.config["classes"]
     if detector is not None:
         return detector

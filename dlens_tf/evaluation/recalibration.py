@@ -29,7 +29,7 @@ from scipy import interpolate, special
 
 from dlens_tf.errors import UserError, choose
 from dlens_tf.evaluation.calibration import LEVELS, WEIGHTS
-from dlens_tf.inference.posterior import Posterior
+from dlens_tf.inference.posterior import Posterior, checked_levels
 from dlens_tf.io.files import file_checksum
 from dlens_tf.parameters import ParameterSet
 from dlens_tf.quantiles import QUANTILE_LEVELS
@@ -317,7 +317,7 @@ class RecalibratedPosterior(Posterior):
         return np.stack(columns, axis=-1)
 
     def quantiles(self, levels: Sequence[float] = QUANTILE_LEVELS) -> np.ndarray:
-        levels = np.asarray(levels, np.float64)
+        levels = checked_levels(levels)
         return np.stack(
             [self.base.quantiles(m.invert(levels))[:, p] for p, m in enumerate(self._maps)], axis=1
         )

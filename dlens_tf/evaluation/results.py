@@ -54,7 +54,7 @@ _PLACE = re.compile(
 
 
 def add_result(run_dir: str | Path, name: str, folder: str | Path) -> Path:
-    """Keeps what the table needs of an evaluated run.
+    """Keeps what the table needs of an evaluated run, and what it takes to make the row again.
 
     Args:
       run_dir: the run's folder, with evaluation/test.json.
@@ -79,12 +79,14 @@ def add_result(run_dir: str | Path, name: str, folder: str | Path) -> Path:
         raise UserError(f"--as={name}: {run.path} is evaluated on {dataset['config']}")
     path = Path(folder) / config / f"{row}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    cost = training_cost(run)
+    cost, maps = training_cost(run), evaluation["recalibration"]
     result = {
         "format_version": FORMAT_VERSION,
         "name": row,
         **{k: evaluation["run"][k] for k in ("description", "num_parameters", "git_commit")},
         **{k: evaluation[k] for k in ("created", "dataset", "split", "num_examples", "bootstrap")},
+        "recalibration": maps and {key: maps[key] for key in ("method", "split")},
+        **_combination(run),
         "cost": dataclasses.asdict(cost) if cost else None,
         "parameters": {k: _extract(v) for k, v in evaluation["parameters"].items()},
     }
@@ -93,6 +95,14 @@ def add_result(run_dir: str | Path, name: str, folder: str | Path) -> Path:
         write_flags(path.with_suffix(".flags"), flags)
     write_json(path, result)
     return path
+
+
+def _combination(run: RunFolder) -> dict[str, Any]:
+    """What a combined run is made of, as on any machine; {} for other runs."""
+    if "members" not in run.config:
+        return {}
+    members = [f"runs/{Path(member['run']).name}" for member in run.config["members"]]
+    return {"members": members, "tta": run.config["tta"]}
 
 
 def _extract(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,11 +256,23 @@ def _text(results: Results, pictures: str) -> str:
             + (f" ({', '.join(fewer)})" if fewer else "") + ".",
             results_table(results, parameter),
         ]  # fmt: skip
-    described = [f"- `{k}`: {row['description']}" for k, row in results.rows.items()]
+    described = [
+        f"- `{k}`: {row['description']}{_made_of(row, results.config)}"
+        for k, row in results.rows.items()
+    ]
     parts.append("\n".join(described))
     if _curves(results, results.targets):
         parts.append(f"![Validation error against training images]({pictures}/{_picture(results)})")
     return "\n" + "\n\n".join(parts) + "\n\n"
+
+
+def _made_of(row: Mapping[str, Any], config: str) -> str:
+    """Members of a combined run, by their rows' names if they have such, and the turns."""
+    if "members" not in row:
+        return ""
+    names = [Path(member).name.removeprefix(f"{config}_") for member in row["members"]]
+    turns = "" if row["tta"] == "none" else f", turned by {row['tta']}"
+    return f", of {', '.join(names)}{turns}"
 
 
 def _picture(results: Results) -> str:

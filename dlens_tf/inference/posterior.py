@@ -29,6 +29,20 @@ def _digits(level: float) -> str:
     return f"{level:.3f}"[2:].removesuffix("0")
 
 
+def checked_levels(levels: Sequence[float]) -> np.ndarray:
+    """Quantile levels as float64 [Q].
+
+    Raises:
+      UserError: unless they are a list, all between 0 and 1.
+    """
+    levels = np.asarray(levels, dtype=np.float64)
+    if levels.ndim != 1:
+        raise UserError(f"quantile levels must be a list, for example [0.5], not {levels.tolist()}")
+    if not ((levels > 0.0) & (levels < 1.0)).all():
+        raise UserError(f"quantile levels must lie between 0 and 1: {levels.tolist()}")
+    return levels
+
+
 class Posterior:
     """Posteriors of P parameters for each of N images.
 
@@ -94,7 +108,8 @@ class Posterior:
           float64 [N, P, Q].
 
         Raises:
-          UserError: if a level is out of range, or the model gives point estimates.
+          UserError: if the levels are no list or one is out of range, or the model gives point
+            estimates.
         """
         raise NotImplementedError
 
@@ -161,7 +176,7 @@ class Posterior:
           float64 [num_samples, N, P]; the same for the same seed.
 
         Raises:
-          UserError: if the model gives point estimates.
+          UserError: if `num_samples` is negative, or the model gives point estimates.
         """
         raise NotImplementedError
 
@@ -206,15 +221,20 @@ class Posterior:
         return columns
 
     def describe(self, index: int) -> str:
-        """One line about an image: each parameter's mean ± standard deviation and unit.
+        """One line about an image: each parameter's median with its 68 % interval, and unit.
 
-        With a warning if the image is unlike the training images.
+        "-23.100 (+0.041 -0.038)": the interval is from -23.138 to -23.059. Of a point estimate only
+        what it says; with a warning if the image is unlike the training images.
         """
         parts = []
+        if self.stddev is not None:
+            [quantiles] = self.select([index]).quantiles([0.16, 0.5, 0.84])
         for column, parameter in enumerate(self.parameters):
-            text = f"{parameter.name} = {self.mean[index, column]:.3f}"
-            if self.stddev is not None:
-                text += f" ± {self.stddev[index, column]:.3f}"
+            if self.stddev is None:
+                text = f"{parameter.name} = {self.mean[index, column]:.3f}"
+            else:
+                low, median, high = quantiles[column]
+                text = f"{parameter.name} = {median:.3f} (+{high - median:.3f} -{median - low:.3f})"
             parts.append(f"{text} {parameter.unit}".rstrip())
         if self.ood_score is not None and self.ood_score[index] > OOD_THRESHOLD:
             parts.append(f"unlike the training images (ood_score {self.ood_score[index]:.3g})")
@@ -316,9 +336,7 @@ class DensityPosterior(Posterior):
         return np.concatenate(parts, axis=axis).take(range(len(self)), axis=axis)
 
     def quantiles(self, levels: Sequence[float] = QUANTILE_LEVELS) -> np.ndarray:
-        levels = np.asarray(levels, dtype=np.float64)
-        if not ((levels > 0.0) & (levels < 1.0)).all():
-            raise UserError(f"quantile levels must lie between 0 and 1: {levels.tolist()}")
+        levels = checked_levels(levels)
         u = np.broadcast_to(levels[:, np.newaxis, np.newaxis], (len(levels), *self.mean.shape))
         x = np.moveaxis(self._ask(self._density.icdf, u, axis=-2), 0, -1)
         low, high = self._low[:, np.newaxis], self._high[:, np.newaxis]
@@ -339,6 +357,8 @@ class DensityPosterior(Posterior):
         return np.where(is_inside.all(axis=-1), log_prob - np.log(self._width).sum(), -np.inf)
 
     def samples(self, num_samples: int, seed: int) -> np.ndarray:
+        if num_samples < 0:
+            raise UserError(f"the number of samples is {num_samples}, must not be negative")
         shape = (num_samples, len(self), self._density.num_uniforms)
         uniforms = np.random.default_rng(seed).random(shape)
         x = self._ask(self._density.sample, uniforms, axis=-2)

@@ -1,12 +1,14 @@
 """Residual CNN: pre-activation blocks with group normalisation."""
 
+import math
+
 import keras
 from keras import layers
 
 
 def norm_act(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
     """Group normalisation and ReLU."""
-    groups = min(8, x.shape[-1])
+    groups = math.gcd(8, x.shape[-1])
     x = layers.GroupNormalization(groups=groups, name=f"{name}_norm")(x)
     return layers.Activation("relu", name=f"{name}_relu")(x)
 

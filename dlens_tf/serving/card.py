@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlens_tf.evaluation.metrics import EXACT_NOTE, EXACT_TITLE
-from dlens_tf.evaluation.report import PLOT_CAPTIONS
+from dlens_tf.evaluation.plots import STATES
+from dlens_tf.evaluation.report import PLOT_CAPTIONS, format_p_value
 from dlens_tf.evaluation.tables import (
     bins_table,
     calibration_table,
@@ -76,9 +77,20 @@ def model_card(contents: CardContents) -> str:
     for name, entry in contents.evaluation["parameters"].items():
         parts += _quality(name, entry, contents.plots.get(name, {}))
     parts.append("\n".join(f"- {note}" for note in contents.evaluation["notes"]))
-    parts += ["## Limits of use", "\n".join(f"- {limit}" for limit in contents.limits)]
+    limits = [*contents.limits, *_tails(contents.manifest.head)]
+    parts += ["## Limits of use", "\n".join(f"- {limit}" for limit in limits)]
     parts += ["## How it was made", _code("\n".join(contents.commands))]
     return "\n\n".join(parts) + "\n"
+
+
+def _tails(head: Mapping[str, Any]) -> list[str]:
+    """What splines, which leave every value some probability, mean for the standard deviation."""
+    if "spline" not in [part["kind"] for part in (head, *head.get("members", []))]:
+        return []
+    return [
+        "Its standard deviation counts improbable values far from the rest, and can be well above "
+        "the typical error: what is calibrated are quantiles and intervals."
+    ]
 
 
 def _code(text: str) -> str:
@@ -177,6 +189,15 @@ def _quality(name: str, entry: Mapping[str, Any], plots: Mapping[str, str]) -> l
         parts.append(bins_table(entry["by_snr"], "signal-to-noise", unit, 0))
     if entry["calibration"]:
         parts.append(calibration_table(entry["calibration"], unit))
+        tests = [
+            f"{format_p_value(values['pit']['chi2']['p_value'])} ({STATES[state]})"
+            for state, values in entry["calibration"].items()
+            if values
+        ]
+        parts.append(
+            "The table's p is that of Kolmogorov and Smirnov's test. Pearson's χ² test of the PIT "
+            f"histogram gives p = {', '.join(tests)}."
+        )
     for plot, file in plots.items():
         parts.append(f"![{PLOT_CAPTIONS[plot]}]({file})")
     return parts

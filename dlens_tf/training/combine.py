@@ -21,41 +21,46 @@ TTA = ("none", "rot180", "d4")
 # What all members must have alike, for their posteriors to be of the same thing.
 _COMMON = (
     "dataset", "config", "dataset_version", "classes", "targets", "image_shape", "pixel_scale",
-    "instrument", "recipe", "data",
+    "instrument", "recipe", "data", "dataset_galaxies",
 )  # fmt: skip
-# What runs of older versions don't say.
+# What runs of older versions mean by not saying it. What else a run does not say is not compared.
 _OLDER = {"data": "dataset"}
 
 
 def check_runs(runs: Sequence[RunFolder], tta: str) -> None:
     """Raises a `UserError` unless runs fit each other and the turns of test-time averaging."""
     choose("tta", tta, TTA)
-    first = runs[0]
     for run in runs:
         if [other.path.resolve() for other in runs].count(run.path.resolve()) > 1:
             raise UserError(f"{run.path} is given twice; a member counts once")
         if run.config["head"] == "point":
             raise UserError(f"{run.path} has a point head, which has no posterior to be averaged")
-        for key in _COMMON:
-            its, others = (member.config.get(key, _OLDER.get(key)) for member in (run, first))
-            if its != others:
-                its, others = (_shown(member, key) for member in (run, first))
+    for key in _COMMON:
+        telling = [run for run in runs if _entry(run, key) is not None]
+        for run in telling[1:]:
+            if _entry(run, key) != _entry(telling[0], key):
+                its, others = (_shown(member, key) for member in (run, telling[0]))
                 raise UserError(
-                    f"{run.path} does not fit {first.path}: its {key} is {its}, not {others}"
+                    f"{run.path} does not fit {telling[0].path}: its {key} is {its}, not {others}"
                 )
     if len(runs) == 1 and tta == "none":
         raise UserError("one run alone is no ensemble; name several in --runs, or choose --tta")
-    recipe = get_recipe(first.config["recipe"])
+    recipe = get_recipe(runs[0].config["recipe"])
     if tta == "d4" and recipe.symmetry != "d4":
         raise UserError(
             f"lenses of {recipe.name} are the same after a half turn only; use --tta=rot180"
         )
 
 
+def _entry(run: RunFolder, key: str) -> Any:
+    """An entry of run.json; None if it says nothing of it."""
+    return run.config.get(key, _OLDER.get(key))
+
+
 def _shown(run: RunFolder, key: str) -> str:
     """An entry of run.json on one line."""
     if key != "targets":
-        return str(run.config.get(key, _OLDER.get(key)))
+        return str(_entry(run, key))
     return ", ".join(f"{p.name} in {list(p.prior.support)}" for p in run.targets)
 
 
@@ -109,7 +114,11 @@ def _config(members: Sequence[RunFolder], tta: str) -> dict[str, Any]:
     front_ends = [config["model"].get("front_end", "flux") for config in configs]
     examples = {config.get("training_examples") for config in configs}
     return {
-        **{key: configs[0].get(key, _OLDER.get(key)) for key in (*_COMMON, "data_dir")},
+        **{
+            key: next((v for m in members if (v := _entry(m, key)) is not None), None)
+            for key in _COMMON
+        },
+        "data_dir": configs[0]["data_dir"],
         # Of each member; whether images were seen again must be said of the whole.
         "training_examples": examples.pop() if len(examples) == 1 else None,
         "cache": max((member.cache for member in members), key=lambda name: name == "front_end"),

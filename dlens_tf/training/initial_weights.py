@@ -4,24 +4,35 @@ Taken over are the weights that training changes, each to its place. Front ends 
 run, fitted to its images and recipe, and so is a network that fits start from.
 """
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import keras
 
 from dlens_tf.errors import UserError
+from dlens_tf.models import ModelSpec
 from dlens_tf.parameters import ParameterSet
 from dlens_tf.training.run_folder import RunFolder
 
 
-def check_initial_run(run: RunFolder, targets: ParameterSet, galaxies: str | None) -> None:
+def check_initial_run(
+    run: RunFolder,
+    targets: ParameterSet,
+    galaxies: str | None,
+    spec: ModelSpec,
+) -> None:
     """Checks that a run may lend its weights.
 
     Args:
       run: whose weights are to be taken over.
       targets: what is to be inferred.
       galaxies: of the data set that is to be trained on, its `content_id`; None without.
+      spec: of the model that is to be trained.
 
     Raises:
-      UserError: if the run infers something else, relative to other priors, or learned from
-        galaxies that the data set may hold out.
+      UserError: if the run infers something else, relative to other priors, with another network,
+        or learned from galaxies that the data set may hold out.
     """
     if run.targets.names != targets.names:
         raise UserError(
@@ -43,6 +54,28 @@ def check_initial_run(run: RunFolder, targets: ParameterSet, galaxies: str | Non
             f"made from galaxies {galaxies}, and those it holds out could be among them: choose a "
             "run on images of the same galaxies"
         )
+    # Weights can fit where strides, attention heads or pixels differ.
+    theirs = _model_flags(run.config["model"])
+    for flag, value in _model_flags(dataclasses.asdict(spec)).items():
+        if theirs.get(flag, value) != value:
+            raise _other_network(run.path, f"its {flag} is {theirs[flag]}, not {value}")
+
+
+def _model_flags(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json's "model" says of a network, by the names of the flags; older ones lack some.
+
+    Without dropout and loss, which may differ.
+    """
+    keys = {"model": "backbone", "front_end": "front_end", "head": "head"}
+    flags = {flag: model[key] for flag, key in keys.items() if key in model}
+    flags["polar"] = model.get("polar") is not None
+    parts = {
+        flags.get("model"): "options", flags.get("head"): "head_options", "polar": "polar",
+    }  # fmt: skip
+    for prefix, key in parts.items():
+        options = model.get(key) or {}
+        flags |= {f"{prefix}_{name}": v for name, v in options.items() if name != "dropout"}
+    return flags | model.get("front_end_options", {})
 
 
 def take_over(model: keras.Model, initial: keras.Model, folder: str) -> None:

@@ -279,7 +279,8 @@ def train_run(options: RunOptions) -> Path:
         start = _start_network(options.start_run, recipe)
     initial = None
     if initial_run is not None:
-        initial_weights.check_initial_run(initial_run, targets, folder.metadata.get("galaxies"))
+        galaxies_of_data = folder.metadata.get("galaxies")
+        initial_weights.check_initial_run(initial_run, targets, galaxies_of_data, spec)
         initial = initial_run.load_model()
     kept = options.cache == "front_end"
     batch_spec = BatchSpec(

@@ -249,14 +249,13 @@ class Trainer:
 
     def _momentum(self, done: tf.Tensor) -> tf.Tensor | float:
         """Weight of the average so far against the weights after step `done`."""
-        match self._plan.average:
-            case "ema":
-                return tf.minimum(self._plan.ema_momentum, done / (done + 10.0))
-            case "swa":
-                number = done - math.floor(self._plan.swa_start * self.total_steps)
-                return 1.0 - 1.0 / tf.maximum(number, 1.0)
-            case _:
-                return 0.0
+        # Not `match`, which AutoGraph can't read.
+        if self._plan.average == "ema":
+            return tf.minimum(self._plan.ema_momentum, done / (done + 10.0))
+        elif self._plan.average == "swa":
+            number = done - math.floor(self._plan.swa_start * self.total_steps)
+            return 1.0 - 1.0 / tf.maximum(number, 1.0)
+        return 0.0
 
     @contextmanager
     def _input(self) -> Iterator[Callable[[], tuple]]:

@@ -277,6 +277,27 @@ def test_data_set_that_does_not_fit(make_run, changes, message):
         evaluate.evaluate_run(make_run(**changes).path)
 
 
+@pytest.mark.parametrize("call", [evaluate.evaluate_run, evaluate.recalibrate_run])
+def test_galaxies_that_were_trained_on_stop(make_run, tiny_data_dir, tmp_path, monkeypatch, call):
+    monkeypatch.setattr(recalibrating, "MIN_IMAGES", 8)
+    split = {"split": "validation", "data_dir": tmp_path / "data"}
+    shutil.copytree(tiny_data_dir, tmp_path / "data")
+    folder = open_dataset("deeplense", "model_ii_instrument", tmp_path / "data")
+    path = folder.path / "metadata.json"
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps({**metadata, "galaxies": "def"}))
+    run = make_run(dataset_galaxies="abc")
+    with pytest.raises(UserError, match=r"from galaxies abc, but .* from galaxies def") as info:
+        call(run.path, **split)
+    assert "\n" not in str(info.value)
+    assert sorted(p.name for p in run.path.iterdir()) == ["model.keras", "run.json"]
+    config = json.loads((run.path / "run.json").read_text())
+    for galaxies in ("def", None):
+        config["dataset_galaxies"] = galaxies
+        (run.path / "run.json").write_text(json.dumps(config))
+        call(run.path, **split)
+
+
 def test_lost_records_stop(make_run, tiny_data_dir, tmp_path):
     shutil.copytree(tiny_data_dir, tmp_path / "data")
     run = make_run(data_dir=str(tmp_path / "data"))

@@ -226,6 +226,14 @@ def test_file_survives_and_damage_is_one_line(tmp_path):
         Recalibration.read(path, parameters)
 
 
+def test_levels_are_checked_as_they_were_asked(problem):
+    posterior, _ = mended(problem, "isotonic", fresh=3)
+    with pytest.raises(UserError, match=r"must lie between 0 and 1: \[1\.5\]"):
+        posterior.quantiles([1.5])
+    with pytest.raises(UserError, match=r"must be a list, for example \[0\.5\], not 0\.5"):
+        posterior.quantiles(0.5)
+
+
 def test_bad_requests():
     pit, parameters = np.full((199, 1), 0.5), one_parameter()
     with pytest.raises(UserError, match="at least 200 images, not 199; 2,000 are good"):

@@ -16,6 +16,7 @@ from dlens_tf.evaluation.results import (
     render_document,
     results_table,
 )
+from dlens_tf.io.files import file_checksum
 from dlens_tf.simulation.recipes import RECIPES
 
 DOCUMENT = (
@@ -157,6 +158,43 @@ def test_document_keeps_what_is_written_by_hand(tmp_path):
     with pytest.raises(UserError, match="needs one place for model_iii_legacy: lines '<!-- res"):
         render_document(text, read_results(tmp_path))
     assert "-->\n\nNo results yet.\n\n<!-- end" in render_document(text, [])
+
+
+def test_members_of_an_ensemble_are_named(tmp_path):
+    made = {"members": ["runs/model_ii_instrument_cnn", "runs/other"], "tta": "none"}
+    write_result(tmp_path, "ensemble", "model_ii_instrument", **made)
+    write_result(tmp_path, "turned", "model_ii_instrument", **{**made, "tta": "rot180"})
+    write_result(tmp_path, "older", "model_ii_instrument")
+    text = render_document(DOCUMENT, read_results(tmp_path))
+    for line in (
+        "- `ensemble`: a network, of cnn, other",
+        "- `turned`: a network, of cnn, other, turned by rot180",
+        "- `older`: a network",
+    ):
+        assert f"\n{line}\n" in text
+
+
+def test_what_makes_the_row_again_is_kept(evaluated_run, tmp_path):
+    kept = json.loads(add_result(evaluated_run, "model_ii_instrument/a", tmp_path).read_text())
+    assert kept["recalibration"] is None and not {"members", "tta"} & set(kept)
+    run = tmp_path / "run"
+    shutil.copytree(evaluated_run, run)
+    (run / "metrics.jsonl").unlink()
+    (run / "recalibration.json").write_text("{}")
+    config = json.loads((run / "run.json").read_text())
+    config |= {"members": [{"run": f"/home/me/runs/model_{n}"} for n in "ab"], "tta": "rot180"}
+    (run / "run.json").write_text(json.dumps(config))
+    evaluation = json.loads((run / "evaluation" / "test.json").read_text())
+    evaluation["recalibration"] = {
+        "method": "isotonic",
+        "sha256": file_checksum(run / "recalibration.json"),
+        "num_examples": 2000,
+        "split": "calibration",
+    }
+    (run / "evaluation" / "test.json").write_text(json.dumps(evaluation))
+    kept = json.loads(add_result(run, "model_ii_instrument/b", tmp_path).read_text())
+    assert kept["recalibration"] == {"method": "isotonic", "split": "calibration"}
+    assert (kept["members"], kept["tta"]) == (["runs/model_a", "runs/model_b"], "rot180")
 
 
 def test_add_print_and_check(evaluated_run, tmp_path):

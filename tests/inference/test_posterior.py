@@ -64,6 +64,18 @@ def test_levels_out_of_range(posterior, levels):
         posterior.interval(1.0)
 
 
+def test_levels_that_are_no_list(posterior):
+    for levels in (0.5, [[0.5]]):
+        with pytest.raises(UserError, match=r"must be a list, for example \[0\.5\], not .*0\.5"):
+            posterior.quantiles(levels)
+
+
+def test_number_of_samples(posterior):
+    assert posterior.samples(0, seed=0).shape == (0, 3, 2)
+    with pytest.raises(UserError, match="the number of samples is -1, must not be negative"):
+        posterior.samples(-1, 0)
+
+
 def test_samples(posterior):
     samples = posterior.samples(4000, seed=3)
     assert samples.shape == (4000, 3, 2)
@@ -128,11 +140,15 @@ def test_columns(posterior):
 
 
 def test_describe(posterior):
-    mean, stddev = LAW.mean()[1], LAW.std()[1]
+    low, median, high = (LAW.ppf(level)[1] for level in (0.16, 0.5, 0.84))
+    up, down = high - median, median - low
     assert posterior.describe(1) == (
-        f"log10_m_axion = {mean[0]:.3f} ± {stddev[0]:.3f} log10(eV), "
-        f"theta_E = {mean[1]:.3f} ± {stddev[1]:.3f} arcsec"
+        f"log10_m_axion = {median[0]:.3f} (+{up[0]:.3f} -{down[0]:.3f}) log10(eV), "
+        f"theta_E = {median[1]:.3f} (+{up[1]:.3f} -{down[1]:.3f}) arcsec"
     )
+    posterior.ood_score = np.array([0.5, 1.5, 0.5])
+    assert posterior.describe(1).endswith(", unlike the training images (ood_score 1.5)")
+    assert "unlike" not in posterior.describe(2)
 
 
 def test_wrong_outputs():

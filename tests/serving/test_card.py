@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +34,29 @@ def test_every_head_has_words():
 def test_training_data(data, cache, text):
     contents = SimpleNamespace(data=data, cache=cache, training_examples=5000)
     assert card._training_data(contents, "stored", "axion") == text
+
+
+def test_both_tests_of_the_pit_are_told(evaluated_run):
+    evaluation = json.loads((evaluated_run / "evaluation" / "test.json").read_text())
+    entry = evaluation["parameters"]["source_x"]
+    before = entry["calibration"]["before"]
+    before["pit"]["chi2"]["p_value"] = 0.0123
+    told = "Pearson's χ² test of the PIT histogram gives p = 0.012 (as the network says)."
+    assert told in "\n".join(card._quality("source_x", entry, {}))
+    after = {**before, "pit": {**before["pit"], "chi2": {"p_value": 1e-9}}}
+    entry["calibration"]["after"] = after
+    told = "gives p = 0.012 (as the network says), <0.0001 (recalibrated)."
+    assert told in "\n".join(card._quality("source_x", entry, {}))
+
+
+def test_standard_deviation_of_splines():
+    for head, is_said in [
+        ({"kind": "spline", "bins": 24}, True),
+        ({"kind": "ensemble", "members": [{"kind": "gaussian"}, {"kind": "spline"}]}, True),
+        ({"kind": "ensemble", "members": [{"kind": "gaussian"}]}, False),
+        ({"kind": "flow", "bins": 16}, False),
+    ]:
+        assert any("standard deviation" in limit for limit in card._tails(head)) == is_said
 
 
 def test_cost_tells_distinct_images_from_those_seen():

@@ -1,4 +1,5 @@
 import os
+import re
 import socket
 
 import h5py
@@ -44,7 +45,8 @@ def test_predicts_every_format(run_tool, exported_run, images, tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 12
     assert lines[0].startswith(f"{images}/a.npy[0]  log10_m_axion = -2")
-    assert " ± " in lines[0] and lines[0].endswith(" arcsec")
+    number = r"-?\d+\.\d{3} \(\+\d\.\d{3} -\d\.\d{3}\)"
+    assert re.search(rf" = {number} log10\(eV\), source_x = {number} arcsec$", lines[0])
     assert lines[-2:] == ["… and 4 more", f"wrote {output}"]
     table = Table.read(output)
     assert len(table) == 14

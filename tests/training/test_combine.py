@@ -138,6 +138,18 @@ def test_runs_that_do_not_fit(members, make_member, tmp_path, changes, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_galaxies_that_another_holds_out(members, make_member, tmp_path):
+    """A run of an older version does not say from which it learned."""
+    first, other = (
+        make_member(tmp_path / galaxies, dataset_galaxies=galaxies) for galaxies in ("abc", "def")
+    )
+    with pytest.raises(UserError, match="its dataset_galaxies is def, not abc") as info:
+        combine_runs([members[0], first, other], tmp_path / "run")
+    assert "\n" not in str(info.value)
+    combined = RunFolder(combine_runs([members[0], first], tmp_path / "run"))
+    assert combined.config["dataset_galaxies"] == "abc"
+
+
 @pytest.mark.parametrize(
     ("number", "tta", "message"),
     [

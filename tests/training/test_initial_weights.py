@@ -18,6 +18,7 @@ SIZES = {
     "convnext": {"width": 8, "depth": 1, "stages": 2},
     "hybrid": {"width": 8, "depth": 1, "stages": 2, "attention_width": 8, "attention_depth": 1},
 }
+SAME = ModelSpec(options={"width": 8, "depth": 1, "stages": 2, "stem_stride": 4})
 FIT = {"num_masses": 3, "num_angles": 4, "rank": 4, "steps": 1}
 
 
@@ -101,20 +102,83 @@ def test_heads_with_numbers_of_another_meaning_are_refused(recipe, targets):
 
 
 def test_other_priors_of_targets_are_refused(finished_run, targets):
-    check_initial_run(finished_run, targets, None)
+    check_initial_run(finished_run, targets, None, SAME)
     wider = {p.name: p.prior for p in targets} | {"source_x": Uniform(-0.5, 0.5)}
     with pytest.raises(
         UserError, match=r"infers source_x under the prior Uniform\(low=-0\.35, .* not Uniform\(low"
     ) as info:
-        check_initial_run(finished_run, ParameterSet.from_priors(wider), None)
+        check_initial_run(finished_run, ParameterSet.from_priors(wider), None, SAME)
     assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"options": {"stem_stride": 1}}, "its resnet_stem_stride is 4, not 1"),
+        ({"backbone": "vit"}, "its model is resnet, not vit"),
+        ({"front_end": "lens_fit"}, "its front_end is flux, not lens_fit"),
+        ({"head": "covariance"}, "its head is gaussian, not covariance"),
+        ({"polar": {"radii": 32}}, "its polar is False, not True"),
+    ],
+)
+def test_other_network_is_refused(finished_run, targets, change, message):
+    """Even where the weights fit."""
+    with pytest.raises(UserError, match=rf"has another network \({message}\)") as info:
+        check_initial_run(finished_run, targets, None, ModelSpec(**change))
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "message"),
+    [
+        (
+            {"backbone": "vit", "options": {"heads": 4}},
+            {"backbone": "vit", "options": {"heads": 2}},
+            "its vit_heads is 4, not 2",
+        ),
+        (
+            {"front_end": "lens_fit", "front_end_options": {"crop": 64, "binning": 1}},
+            {"front_end": "lens_fit", "front_end_options": {"crop": None, "binning": 1}},
+            "its crop is 64, not None",
+        ),
+        (
+            {"polar": {"radii": 32, "max_radius": 1.0}},
+            {"polar": {"radii": 32, "max_radius": 0.8}},
+            "its polar_max_radius is 1.0, not 0.8",
+        ),
+        (
+            {"head": "flow", "head_options": {"bins": 16}},
+            {"head": "flow", "head_options": {"bins": 24}},
+            "its flow_bins is 16, not 24",
+        ),
+        ({"options": {"dropout": 0.0}}, {"options": {"dropout": 0.3}, "loss": "beta_nll"}, None),
+    ],
+)
+def test_options_of_the_network(finished_run, targets, tmp_path, theirs, ours, message):
+    run, spec = RunFolder(tmp_path), ModelSpec(**ours)
+    model = dataclasses.asdict(ModelSpec(**theirs))
+    run.config_path.write_text(json.dumps({**finished_run.config, "model": model}))
+    if message is None:
+        check_initial_run(run, targets, None, spec)
+        return
+    with pytest.raises(UserError, match=message):
+        check_initial_run(run, targets, None, spec)
+
+
+def test_older_run_says_less_of_its_network(finished_run, targets, tmp_path):
+    run = RunFolder(tmp_path)
+    model = {"backbone": "resnet", "options": {"width": 8}}
+    run.config_path.write_text(json.dumps({**finished_run.config, "model": model}))
+    check_initial_run(run, targets, None, ModelSpec(options={"width": 8, "stem_stride": 1}))
+    with pytest.raises(UserError, match="its resnet_width is 8, not 16"):
+        check_initial_run(run, targets, None, ModelSpec(options={"width": 16}))
 
 
 def test_galaxies_that_may_be_held_out_are_refused(finished_run, targets, tmp_path):
     run = RunFolder(tmp_path)
     run.config_path.write_text(json.dumps({**finished_run.config, "dataset_galaxies": "abc"}))
     for galaxies in ("abc", None):
-        check_initial_run(run, targets, galaxies)
-    check_initial_run(finished_run, targets, "abc")
+        check_initial_run(run, targets, galaxies, SAME)
+    check_initial_run(finished_run, targets, "abc", SAME)
     with pytest.raises(UserError, match=r"learned from galaxies abc, but .* from galaxies def"):
-        check_initial_run(run, targets, "def")
+        check_initial_run(run, targets, "def", SAME)

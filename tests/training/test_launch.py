@@ -478,18 +478,22 @@ def test_other_model_of_an_earlier_run_is_refused(finished_run, make_options, tm
             {"targets": ["source_x", "log10_m_axion"]},
             "infers log10_m_axion,source_x, not source_x,log10_m_axion: train one with --targets=s",
         ),
-        ({"model": {"head": "spline"}}, "its head's kind is gaussian, not spline"),
+        ({"model": {"head": "spline"}}, "its head is gaussian, not spline"),
+        (
+            {"model": {"options": {"width": 8, "depth": 1, "stages": 2, "stem_stride": 2}}},
+            "its resnet_stem_stride is 4, not 2",
+        ),
         (
             {
                 "model": {
                     "options": {"width": 16, "depth": 1, "stages": 2, "stem_stride": 4},
                 }
             },
-            r"its weight stem/kernel is \[\d, \d, 1, 8\], here it is \[\d, \d, 1, 16\]\): train",
+            r"its resnet_width is 8, not 16\): train",
         ),
         (
             {"model": {"options": {"width": 8, "depth": 1, "stages": 3, "stem_stride": 4}}},
-            r"its weight \S+ is missing, here it is \[",
+            "its resnet_stages is 2, not 3",
         ),
     ],
 )

@@ -39,6 +39,12 @@ def _assert_all_close(arrays, expected, **tolerances):
 # Optimisation.
 
 
+@pytest.mark.parametrize("method", ["_distributed_step", "_replica_step", "_momentum"])
+def test_autograph_can_read_the_step(method):
+    """It warns of what it can't read in every training."""
+    assert method in tf.autograph.to_code(getattr(Trainer, method))
+
+
 def test_learning_rate_warms_up_and_decays(make_trainer, read_metrics, tmp_path):
     make_trainer(tmp_path, learning_rate=0.4, warmup_fraction=1 / 3, log_every=1).fit()
     rates = [line["learning_rate"] for line in read_metrics(tmp_path) if line["split"] == "train"]
