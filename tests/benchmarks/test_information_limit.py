@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from dlens_tf.inference.cells import ACCURACY
 from dlens_tf.simulation.recipes import get_recipe
 
 RECIPE = "model_ii_instrument"
+REPORTS = Path(__file__).parents[2] / "docs" / "information_limit"
 
 
 class StandIn:
@@ -146,3 +148,19 @@ def test_an_image_gives_the_same_row_again():
     assert row["quantiles"] == sorted(row["quantiles"])
     assert row["doubt"] < ACCURACY or row["points"] >= 1500  # as far as it went, or may go
     assert row["unconverged_mass"] < 0.01 and row["points"] > 100
+
+
+@pytest.mark.parametrize(
+    "name", ["model_ii", "model_iii", "model_ii_instrument", "model_iii_instrument"]
+)
+def test_recipes_have_the_limits_that_were_measured(name):
+    report = Report.read(REPORTS / f"{name}.json")
+    measured, stated = limit(name, report.rows), get_recipe(name).information_limit
+    assert report.complete and measured.parameter == stated.parameter
+    # Those with a fixed lens are stated as another code found them.
+    error = 2.0 * (measured.mae_error + stated.mae_error) if "instrument" in name else 5e-4
+    assert measured.mae == pytest.approx(stated.mae, abs=error)
+    assert measured.mae_error == pytest.approx(stated.mae_error, abs=2e-3)
+    if "instrument" not in name:
+        np.testing.assert_allclose(measured.bin_mae, stated.bin_mae, atol=5.1e-4)
+        assert measured.source == stated.source
