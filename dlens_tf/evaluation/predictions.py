@@ -108,13 +108,12 @@ def _check_matches(run: RunFolder, folder: DatasetFolder) -> None:
     for name in run.targets.names:
         if not folder.has(f"parameters/{name}"):
             raise UserError(f"data set {folder.path} has no parameter '{name}' to compare with")
-    # Each catalogue has its own split. What has no galaxies, or is older, says nothing of them.
-    learned_from, galaxies = run.config.get("dataset_galaxies"), folder.metadata.get("galaxies")
-    if None not in (learned_from, galaxies) and learned_from != galaxies:
+    galaxies = folder.metadata.get("galaxies")
+    if run.learned_from_others(galaxies):
         raise UserError(
-            f"{run.path} learned from galaxies {learned_from}, but data set {folder.path} is made "
-            f"from galaxies {galaxies}, and those it holds out could be among them: choose one "
-            "made from the same galaxies"
+            f"{run.path} learned from galaxies {run.config['dataset_galaxies']}, but data set "
+            f"{folder.path} is made from galaxies {galaxies}, and those it holds out could be "
+            "among them: choose one made from the same galaxies"
         )
 
 

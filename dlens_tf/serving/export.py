@@ -151,7 +151,7 @@ def _foreign_paths(run: RunFolder) -> tuple[str, ...]:
 def _publish(partial: Path, base: Path, first_version: int) -> Path:
     """Renames a finished bundle to the next free version."""
     while True:
-        bundle = base / str(max([first_version, *(version + 1 for version in versions(base))]))
+        bundle = base / str(max([first_version - 1, *versions(base)]) + 1)
         try:
             os.rename(partial, bundle)
             return bundle

@@ -55,16 +55,17 @@ def training_cost(run: RunFolder) -> TrainingCost | None:
     initial = earlier_runs(last, ("initial_run",))
     if not last or not _are_known([*last, *initial]):
         return None
-    cost = _total([*last, *initial])
-    curve = _updates(last[0]).curve if len(last) == 1 else ()
-    before = sum(_updates(r).images for r in initial)
+    own, earlier = [*map(_updates, last)], [*map(_updates, initial)]
+    cost = _total([*last, *initial], [*own, *earlier])
+    curve = own[0].curve if len(own) == 1 else ()
+    before = sum(c.images for c in earlier)
     others = earlier_runs([*last, *initial], ("members", *LINKS))
     starts = [r for r in others if not (r.config_path.is_file() and "members" in r.config)]
     return dataclasses.replace(
         cost,
         curve=tuple({**point, "images": before + point["images"]} for point in curve),
-        start=_total(starts) if starts and _are_known(starts) else None,
-        initial_minutes=cost.minutes - _total(last).minutes,
+        start=_total(starts, [*map(_updates, starts)]) if starts and _are_known(starts) else None,
+        initial_minutes=cost.minutes - _total(last, own).minutes,
     )
 
 
@@ -80,9 +81,9 @@ def _are_known(runs: Sequence[RunFolder]) -> bool:
     return all(r.config_path.is_file() and r.metrics_path.is_file() for r in runs)
 
 
-def _total(runs: Sequence[RunFolder]) -> TrainingCost:
-    """The cost of some runs together, without a curve."""
-    costs, fills = [_updates(run) for run in runs], _fill_minutes(runs).values()
+def _total(runs: Sequence[RunFolder], costs: Sequence[TrainingCost]) -> TrainingCost:
+    """The cost of some runs together, without a curve; `costs` are those of their updates."""
+    fills = _fill_minutes(runs).values()
     return TrainingCost(
         images=sum(cost.images for cost in costs),
         distinct_images=_distinct(runs, costs),

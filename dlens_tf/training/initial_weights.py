@@ -47,12 +47,11 @@ def check_initial_run(
                 f"{ours.prior}, so its head's numbers mean something else: choose a run with the "
                 "same prior of each target; all other parameters may have wider ones"
             )
-    learned_from = run.config.get("dataset_galaxies")
-    if None not in (learned_from, galaxies) and learned_from != galaxies:
+    if run.learned_from_others(galaxies):
         raise UserError(
-            f"--initial_run={run.path} learned from galaxies {learned_from}, but the data set is "
-            f"made from galaxies {galaxies}, and those it holds out could be among them: choose a "
-            "run on images of the same galaxies"
+            f"--initial_run={run.path} learned from galaxies {run.config['dataset_galaxies']}, but "
+            f"the data set is made from galaxies {galaxies}, and those it holds out could be among "
+            "them: choose a run on images of the same galaxies"
         )
     # Weights can fit where strides, attention heads or pixels differ.
     theirs = _model_flags(run.config["model"])

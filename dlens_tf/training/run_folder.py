@@ -86,6 +86,15 @@ class RunFolder:
         """The inferred parameters, in the order of the model's outputs."""
         return ParameterSet.from_dicts(self.config["targets"])
 
+    def learned_from_others(self, galaxies: str | None) -> bool:
+        """Whether the run's data set was made from another catalogue than this `content_id`.
+
+        Each catalogue has its own split. What has no galaxies, or is of an older version, says
+        nothing of them.
+        """
+        own = self.config.get("dataset_galaxies")
+        return None not in (own, galaxies) and own != galaxies
+
     @property
     def cache(self) -> str | None:
         """Of `launch.RunOptions`; of older runs what their flags say, None if nothing does."""

@@ -55,6 +55,7 @@ class _Queue:
         self._max_rows = max_rows
         self._workers = workers
         self._requests: collections.deque[_Request] = collections.deque()
+        self._rows = 0  # of all of them
         self._computed = 0  # requests at work
         self._returning = 0  # requests just answered, whose clients may come back
 
@@ -67,6 +68,7 @@ class _Queue:
     def put(self, request: _Request) -> None:
         """Appends a request."""
         self._requests.append(request)
+        self._rows += request.rows
         self._returning = max(0, self._returning - 1)
         self._update()
 
@@ -74,6 +76,7 @@ class _Queue:
         """Takes a request back, if it still waits."""
         if request in self._requests:
             self._requests.remove(request)
+            self._rows -= request.rows
             self._update()
 
     def expect_none(self) -> None:
@@ -86,11 +89,14 @@ class _Queue:
         share = self._share()
         batch = [self._requests.popleft()]
         rows = batch[0].rows
-        while self._requests and len(batch) < share:
-            rows += self._requests[0].rows
-            if rows > self._max_rows:
-                break
+        while (
+            self._requests
+            and len(batch) < share
+            and rows + self._requests[0].rows <= self._max_rows
+        ):
             batch.append(self._requests.popleft())
+            rows += batch[-1].rows
+        self._rows -= rows
         self._computed += len(batch)
         self._update()
         return batch
@@ -108,8 +114,7 @@ class _Queue:
 
     def _update(self) -> None:
         waiting = len(self._requests)
-        full = sum(request.rows for request in self._requests) >= self._max_rows
-        if waiting and (full or waiting >= self._share()):
+        if waiting and (self._rows >= self._max_rows or waiting >= self._share()):
             self.enough.set()
         else:
             self.enough.clear()

@@ -9,6 +9,7 @@ _HTTP_STATUS = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }  # as TensorFlow Serving maps them
+_MAX_MESSAGE = 500
 
 
 class ServingError(Exception):
@@ -16,14 +17,16 @@ class ServingError(Exception):
 
     Attributes:
       code: name of a `grpc.StatusCode`.
-      message: one line for the client.
+      message: one short line for the client: a name in it may be as long as a request, and gRPC
+        takes no long ones.
       http_status: what REST answers with.
     """
 
     def __init__(self, code: str, message: str, http_status: int | None = None):
-        super().__init__(message)
+        line = " ".join(message.split())
+        self.message = line if len(line) <= _MAX_MESSAGE else line[: _MAX_MESSAGE - 1] + "…"
+        super().__init__(self.message)
         self.code = code
-        self.message = message
         self.http_status = _HTTP_STATUS[code] if http_status is None else http_status
 
 

@@ -30,8 +30,6 @@ from dlens_tf.serving.server.options import ServerOptions
 Predict = Callable[[ServedModel, str, Tensors], Awaitable[Tensors]]
 """Checks and answers a request: (model, signature, inputs) to outputs."""
 
-_MAX_MESSAGE = 500
-
 _PATH = re.compile(
     r"/v1/models/(?P<name>[^/:]+)"
     r"(?:/versions/(?P<version>[0-9]{1,18})|/labels/(?P<label>[^/:]+))?"
@@ -39,14 +37,8 @@ _PATH = re.compile(
 )
 
 
-def one_short_line(message: str) -> str:
-    """A message as clients get it: a name in it may be as long as a request, and gRPC's fail."""
-    line = " ".join(message.split())
-    return line if len(line) <= _MAX_MESSAGE else line[: _MAX_MESSAGE - 1] + "…"
-
-
 def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": one_short_line(message)}, status=status)
+    return web.json_response({"error": message}, status=status)
 
 
 @web.middleware

@@ -41,7 +41,7 @@ from dlens_tf.serving.server.json_tensors import DEFAULT_SIGNATURE
 from dlens_tf.serving.server.metrics import Metrics
 from dlens_tf.serving.server.models import ModelStore
 from dlens_tf.serving.server.options import ServerOptions
-from dlens_tf.serving.server.rest import Predict, one_short_line
+from dlens_tf.serving.server.rest import Predict
 
 _PACKAGE = "tensorflow.serving"
 
@@ -120,7 +120,7 @@ def _method(
                         raise invalid(f"the message is no {name}") from error
                     return await answer(request, len(data))
         except ServingError as error:
-            failure = (grpc.StatusCode[error.code], one_short_line(error.message))
+            failure = (grpc.StatusCode[error.code], error.message)
         except Exception:
             logging.exception("a request failed")
             failure = (grpc.StatusCode.INTERNAL, "the server failed; its log says how")
