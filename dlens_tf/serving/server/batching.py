@@ -31,9 +31,18 @@ _SMALLEST_PART = 4
 
 @dataclasses.dataclass(eq=False)
 class _Request:
+    """A client's request, or a part of a large one.
+
+    Attributes:
+      inputs, rows: what it asks, and for how much of a batch it counts.
+      answer: outputs or ServingError.
+      parts: all parts of the client's request, this one included.
+    """
+
     inputs: Tensors
     rows: int
     answer: asyncio.Future
+    parts: list["_Request"] = dataclasses.field(default_factory=list, repr=False)
 
 
 class _Queue:
@@ -153,6 +162,8 @@ class Batcher:
           ServingError: RESOURCE_EXHAUSTED if too many wait already, or what TensorFlow objects to.
         """
         parts = self._parts(model, signature, inputs)
+        for part in parts:
+            part.parts = parts
         self._admit(model, len(parts))
         shapes = tuple(inputs[name].shape[1:] for name in sorted(inputs))
         key = (model, signature, shapes)
@@ -166,7 +177,7 @@ class Batcher:
         try:
             answers = await asyncio.gather(*(part.answer for part in parts))
         finally:
-            for part in parts:  # what one lacks, nobody waits for the others any more
+            for part in parts:  # nobody waits for them any more
                 queue.discard(part)
                 part.answer.cancel()
         if len(answers) == 1:
@@ -254,10 +265,14 @@ class Batcher:
             )
         except Exception as error:  # the server goes on, whatever one request does to TensorFlow
             if len(batch) == 1:
-                _refuse(batch[0], _serving_error(error))
+                refusal = _serving_error(error)
+                for part in batch[0].parts:  # at once: no worker shall begin another one
+                    queue.discard(part)
+                    _refuse(part, refusal)
                 return
             for request in batch:  # one is at fault, and the others shall have their answers
-                await self._compute(queue, [request])
+                if not request.answer.done():
+                    await self._compute(queue, [request])
             return
         for request, answer in zip(batch, answers, strict=True):
             if not request.answer.done():

@@ -158,8 +158,23 @@ def test_the_other_parts_of_a_wrong_request_are_not_computed(local_options):
         assert batcher.waiting == 0
         await first
 
-    # The next one may have begun.
-    assert run(test, local_options, max_batch_size=4) in ([1, 4], [1, 4, 4])
+    assert run(test, local_options, max_batch_size=4) == [1, 4]
+
+
+def test_nor_are_those_of_the_same_batch(local_options):
+    async def test(model, ask, batcher):
+        model.free.clear()
+        others = [ask(rows(0.0)), ask(rows(0.0))]
+        while len(model.batches) < 2:
+            await asyncio.sleep(0.001)
+        task = ask(rows(13.0, 8))  # a part for each worker; the first one that is free takes both
+        await gathered(batcher, 2)
+        model.free.set()
+        with pytest.raises(ServingError, match="thirteen"):
+            await task
+        await asyncio.gather(*others)
+
+    assert run(test, local_options, workers=2, max_batch_size=8) == [1, 1, 8, 4]
 
 
 def test_parts_large_requests(local_options):
