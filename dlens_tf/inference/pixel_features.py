@@ -1,11 +1,12 @@
 """What pixels are like that no lens decides: their noise, its correlation, and flat tops.
 
 Few numbers that hardly differ between images of one kind, and that saturated images, or such of
-other exposures, pixels or resamplings, do not share. In keras.ops, to be served in a graph.
+other exposures, pixels or resamplings, do not share. Served in a graph, with TensorFlow.
 """
 
 import math
 
+import tensorflow as tf
 from keras import ops
 
 from dlens_tf.evaluation.summaries import by_channel
@@ -39,7 +40,8 @@ def _noise(images):
 
 def _kth_largest(values, k: int):
     """Of values [N, M], [N]."""
-    return ops.top_k(values, k, sorted=True)[0][:, -1]
+    # TensorFlow's own: `ops.top_k` keeps a heap of all k, which took a quarter of a model's time.
+    return tf.raw_ops.NthElement(input=values, n=k - 1, reverse=True)
 
 
 def _one_channel(images):

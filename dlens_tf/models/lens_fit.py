@@ -40,6 +40,16 @@ _SHAPE = ("source_R_sersic", "source_n_sersic", "source_e1", "source_e2")
 _POSITION = ("source_x", "source_y")
 _MAGNITUDE, _EXPOSURE = "source_magnitude", "log10_exposure_time"
 _FITTED = (*_LENS, *_POSITION, *_SHAPE, _MAGNITUDE, _EXPOSURE)
+_MASSES = ("galaxy", "vortex", "shear")
+"""What deflects, in the smooth model."""
+_MOVED = {
+    "theta_E": ("galaxy",),
+    "e1": ("galaxy",),
+    "e2": ("galaxy",),
+    "center_x": ("galaxy", "vortex"),
+    "center_y": ("galaxy", "vortex"),
+}
+"""Which of these a parameter changes; the others need no second look."""
 _DIFFERENCE = {"theta_E": 1e-2, "source_n_sersic": 1e-2, "source_e1": 1e-2, "source_e2": 1e-2}
 _DEFAULT_DIFFERENCE = 2e-3
 OUTPUTS = ("evidence", "facts", "pictures")
@@ -347,21 +357,26 @@ class LensFit(keras.layers.Layer):
         named = {name: values[:, i : i + 1] for i, name in enumerate(self.fitted)}
         return {**self.fixed, **named}
 
-    def _source_plane(self, named: Mapping, factor: int):
+    def _deflection(self, named: Mapping, factor: int, masses: Sequence[str] = _MASSES) -> tuple:
+        """By some of the `_MASSES`, two arrays [N, P], arcsec."""
         x, y = self._grid(factor)
         lens = {n: ops.convert_to_tensor(named[n], dtype="float32") for n in _LENS}
         gamma = {n: lens.pop(n) for n in ("gamma1", "gamma2")}
         center = {n: lens[n] for n in ("center_x", "center_y")}
-        total_x, total_y = (
-            sum(parts)
-            for parts in zip(
-                lensing.isothermal(x, y, **lens),
-                lensing.point_mass(x, y, theta_E=self.point_theta_E, **center),
-                lensing.shear(x, y, **gamma),
-                strict=True,
-            )
-        )
-        return x - self.deflection_scale * total_x, y - self.deflection_scale * total_y
+        parts = []
+        if "galaxy" in masses:
+            parts.append(lensing.isothermal(x, y, **lens))
+        if "vortex" in masses:
+            parts.append(lensing.point_mass(x, y, theta_E=self.point_theta_E, **center))
+        if "shear" in masses:
+            parts.append(lensing.shear(x, y, **gamma))
+        return tuple(self.deflection_scale * sum(part) for part in zip(*parts, strict=True))
+
+    def _source_plane(self, named: Mapping, factor: int) -> tuple:
+        """Positions in the source plane, two arrays [N, P], arcsec."""
+        x, y = self._grid(factor)
+        deflection = self._deflection(named, factor)
+        return x - deflection[0], y - deflection[1]
 
     def _light(self, named: Mapping, beta) -> tuple:
         """Flux per pixel and its gradient in the source plane, before the PSF, each [N, P]."""
@@ -393,39 +408,46 @@ class LensFit(keras.layers.Layer):
         beta = self._source_plane(named, self.supersampling)
         return self._through(self._light(named, beta)[0], self.supersampling)
 
-    def _derivatives(self, values):
-        """Derivatives of the image, and its source's gradient: [N, K, c, c], [N, 2, c, c]."""
+    def _derivatives(self, values, with_gradient: bool = False):
+        """Changes of the image when parameters [N, K] change by their prior's deviation.
+
+        With the gradient also that of the source along x and y, as seen through the lens:
+        [N, K, crop, crop], or [N, K + 2, crop, crop].
+        """
         named = self._named(values)
         x, y = self._grid(1)
         beta = self._source_plane(named, 1)
         light, by_x, by_y = self._light(named, beta)
-        columns = []
-        for name in self.fitted:
+        before = {
+            masses: self._deflection(named, 1, masses)
+            for masses in {_MOVED[name] for name in self.fitted if name in _MOVED}
+        }
+        changes = []
+        for name, std in zip(self.fitted, self._std, strict=True):
+            step = _DIFFERENCE.get(name, _DEFAULT_DIFFERENCE)
+            moved = {**named, name: named[name] + step}
             if name == "source_x":
-                columns.append(-by_x)
+                changes.append(-std * by_x)
             elif name == "source_y":
-                columns.append(-by_y)
+                changes.append(-std * by_y)
             elif name == "gamma1":
-                columns.append(-self.deflection_scale * (by_x * x - by_y * y))
+                changes.append(-self.deflection_scale * std * (by_x * x - by_y * y))
             elif name == "gamma2":
-                columns.append(-self.deflection_scale * (by_x * y + by_y * x))
+                changes.append(-self.deflection_scale * std * (by_x * y + by_y * x))
             elif name == _MAGNITUDE:
-                columns.append(lensing.LOG_FLUX_PER_MAGNITUDE * light)
+                changes.append(lensing.LOG_FLUX_PER_MAGNITUDE * std * light)
             elif name == _EXPOSURE:
-                columns.append(math.log(10.0) * light)
+                changes.append(math.log(10.0) * std * light)
+            elif name in _SHAPE:
+                changes.append((self._light(moved, beta)[0] - light) * (std / step))
             else:
-                step = _DIFFERENCE.get(name, _DEFAULT_DIFFERENCE)
-                moved = {**named, name: named[name] + step}
-                if name in _SHAPE:
-                    change = self._light(moved, beta)[0] - light
-                else:
-                    there = self._source_plane(moved, 1)
-                    change = by_x * (there[0] - beta[0]) + by_y * (there[1] - beta[1])
-                columns.append(change / step)
-        number = len(columns)
-        images = self._through(ops.stack([*columns, by_x, by_y], axis=1), 1)
-        images = ops.reshape(images, (-1, number + 2, self.crop, self.crop))
-        return images[:, :number], images[:, number:]
+                old, new = before[_MOVED[name]], self._deflection(moved, 1, _MOVED[name])
+                change = by_x * (new[0] - old[0]) + by_y * (new[1] - old[1])
+                changes.append(change * (-std / step))
+        if with_gradient:
+            changes += [by_x, by_y]
+        images = self._through(ops.stack(changes, axis=1), 1)
+        return ops.reshape(images, (-1, len(changes), self.crop, self.crop))
 
     def _expectation(self, values, signal):
         """Mean and variance of pixels [N, crop, crop], and the mean's derivative by the signal."""
@@ -455,10 +477,8 @@ class LensFit(keras.layers.Layer):
 
     def _step(self, images, fit: _Fit, damping) -> tuple[_Fit, keras.KerasTensor]:
         """One damped Gauss–Newton step, kept in the images where it lowers the cost."""
-        columns = self._derivatives(fit.values)[0] * fit.weight[:, None]
-        columns = ops.reshape(
-            columns * self._std[:, None, None], (-1, len(self.fitted), self.crop**2)
-        )
+        columns = self._derivatives(fit.values) * fit.weight[:, None]
+        columns = ops.reshape(columns, (-1, len(self.fitted), self.crop**2))
         normal = ops.matmul(columns, ops.transpose(columns, (0, 2, 1)))
         normal = normal + np.eye(len(self.fitted), dtype=np.float32)
         flat = ops.reshape(fit.residual, (-1, self.crop**2, 1))
@@ -497,23 +517,23 @@ class LensFit(keras.layers.Layer):
 
     def _evidence(self, values, residual, weight):
         """[N, masses, angles, 3]: see `call`; all inputs whitened, residual binned [N, S, S]."""
-        columns, gradient = self._derivatives(values)
-        columns = self._bin(columns * weight[:, None] * self._std[:, None, None])
-        gradient = self._bin(gradient * weight[:, None])
-        side = self.crop // self.binning
-        flat = ops.reshape(residual, (-1, side**2, 1))
-        columns = ops.reshape(columns, (-1, len(self.fitted), side**2))
-        gradient = ops.reshape(gradient, (-1, 2, 1, side**2))
+        number, side = len(self.fitted), self.crop // self.binning
+        images = self._bin(self._derivatives(values, with_gradient=True) * weight[:, None])
+        images = ops.reshape(images, (-1, number + 2, side**2))
+        columns, gradient = images[:, :number], -self.deflection_scale * images[:, number:]
+        flat = ops.reshape(residual, (-1, 1, side**2))
         x, y = self.basis[:, : side**2], self.basis[:, side**2 :]
-        changes = -self.deflection_scale * (gradient[:, 0] * x + gradient[:, 1] * y)
-        normal = ops.matmul(columns, ops.transpose(columns, (0, 2, 1)))
-        normal = normal + np.eye(len(self.fitted), dtype=np.float32)
-        overlap = ops.matmul(columns, ops.transpose(changes, (0, 2, 1)))
-        solved = fitting.solve_positive(normal, overlap)
-        gradient = ops.matmul(columns, flat) - self._pull(values)[:, :, None]
-        score = ops.matmul(changes, flat)
-        score = score - ops.matmul(ops.transpose(solved, (0, 2, 1)), gradient)
+        changes = gradient[:, :1] * x + gradient[:, 1:] * y
+        # One look at the changes, which are many, for what they share with columns and residual.
+        rows = ops.concatenate([columns, flat], axis=1)
+        shared = ops.matmul(rows, ops.transpose(changes, (0, 2, 1)))
+        overlap, score = shared[:, :number], ops.transpose(shared[:, number:], (0, 2, 1))
         power = ops.matmul(changes, ops.transpose(changes, (0, 2, 1)))
+        moments = ops.matmul(columns, ops.transpose(rows, (0, 2, 1)))
+        normal = moments[:, :, :number] + np.eye(number, dtype=np.float32)
+        pull = moments[:, :, number:] - self._pull(values)[:, :, None]
+        solved = fitting.solve_positive(normal, overlap)
+        score = score - ops.matmul(ops.transpose(solved, (0, 2, 1)), pull)
         power = power - ops.matmul(ops.transpose(overlap, (0, 2, 1)), solved)
         score = ops.matmul(self.mix, score)[..., 0]
         power = ops.sum(ops.matmul(self.mix, power) * self.mix, axis=-1)
