@@ -56,7 +56,7 @@ from dlens_tf.inference.posterior import OOD_THRESHOLD, Posterior
 from dlens_tf.io.files import file_checksum
 from dlens_tf.models.registry import given_to
 from dlens_tf.parameters import Choice, Derived, Parameter, ParameterSet, Uniform
-from dlens_tf.pipeline.reading import DatasetFolder, build_command, open_dataset
+from dlens_tf.pipeline.reading import DatasetFolder, build_command, dataset_path, open_dataset
 from dlens_tf.simulation.recipes import RECIPES, InformationLimit, Recipe
 from dlens_tf.simulation.splits import OPTIONAL_SPLIT_START, SPLIT_START
 from dlens_tf.training.cost import training_cost
@@ -358,7 +358,11 @@ def recalibrate_run(
 
 
 def _describe_data(run: RunFolder, folder: DatasetFolder) -> dict[str, Any]:
+    """Which data set it is, and the command that makes it; without paths of this machine."""
     config = run.config
+    own = dataset_path(config["dataset"], config["config"], config["data_dir"])
+    place = folder.path.parents[2].name
+    place = "data" if folder.path == own else f"other_{place}" if place == "data" else place
     return {
         "name": config["dataset"],
         "config": config["config"],
@@ -366,6 +370,8 @@ def _describe_data(run: RunFolder, folder: DatasetFolder) -> dict[str, Any]:
         "recipe": config["recipe"],
         "classes": config["classes"],
         "seed": folder.metadata["seed"],
+        "data_dir": place,
+        "command": build_command(folder.path, data_dir=place),
     }
 
 
@@ -415,7 +421,9 @@ def evaluate_run(
     description = f"{backbone} with {front_end} front end and {config['head']} head"
     entries = _entries(predictions, posteriors, judged, fit, description, recipe, seed)
     alarms = _share_above(predictions.posterior, seed) if detector else None
-    options = {} if max_examples is None else {"max_examples": max_examples}
+    dataset = _describe_data(run, folder)
+    options = {} if data_dir is None else {"data_dir": dataset["data_dir"]}
+    options |= {} if max_examples is None else {"max_examples": max_examples}
     num = len(predictions.truth)
     result = {
         "format_version": FORMAT_VERSION,
@@ -424,7 +432,7 @@ def evaluate_run(
             "evaluate", run_dir=f"runs/{run.path.resolve().name}", split=split, **options
         ),
         "run": _describe_run(run, description),
-        "dataset": _describe_data(run, folder),
+        "dataset": dataset,
         "split": split,
         "num_examples": num,
         "num_available": folder.num_examples(split, classes),

@@ -125,12 +125,13 @@ def _commands(run: RunFolder, evaluation: Mapping[str, Any], name: str, folder: 
     config, run_dir = run.config, f"runs/{name}"
     commands = []
 
-    def build(config: Mapping[str, Any]) -> None:
-        path = dataset_path(config["dataset"], config["config"], config["data_dir"])
-        command = build_command(path).removesuffix(" --overwrite")
-        command = command.replace(config["data_dir"], "data")
+    def add(command: str) -> None:
         if command not in commands:
             commands.append(command)
+
+    def build(config: Mapping[str, Any]) -> None:
+        path = dataset_path(config["dataset"], config["config"], config["data_dir"])
+        add(build_command(path, data_dir="data"))
 
     def train(run: RunFolder, file: str, run_dir: str) -> None:
         if run.flags_path.is_file():
@@ -159,6 +160,11 @@ def _commands(run: RunFolder, evaluation: Mapping[str, Any], name: str, folder: 
         train(run, hub.FLAGS, run_dir)
     maps = evaluation["recalibration"]
     options = {"recalibrate": maps["method"], "calibration_split": maps["split"]} if maps else {}
+    for source, flag in ((maps or {}, "calibration_data_dir"), (evaluation, "data_dir")):
+        dataset = source.get("dataset", {})
+        if dataset.get("data_dir", "data") != "data":  # another than the training's
+            add(dataset["command"])
+            options[flag] = dataset["data_dir"]
     commands.append(command_line("evaluate", run_dir=run_dir, **options))
     commands.append(command_line("publish", run_dir=run_dir, name=name))
     return commands

@@ -74,6 +74,8 @@ def test_whole_evaluation_by_the_tool(make_run, tiny_data_dir, run_tool):
     assert result["run"]["model_sha256"] == file_checksum(run.path / "model.keras")
     assert result["run"]["training"] == {"data": "dataset", "images": None, "cost": None}
     assert result["command"] == "python tools/evaluate.py --run_dir=runs/a_run --split=test"
+    assert result["dataset"]["data_dir"] == "data"
+    assert "--data_dir=data --num_examples=" in result["dataset"]["command"]
     mass = result["parameters"]["log10_m_axion"]
     assert mass["rows"][-1]["kind"] == "limit"
     assert mass["rows"][0]["mae_over_limit"]["value"] == pytest.approx(
@@ -141,6 +143,10 @@ def test_recalibration_is_learnt_kept_and_shown(make_run, calibration_data_dir, 
     assert (written["split"], written["num_examples"]) == ("calibration", 24)
     assert written["model_sha256"] == file_checksum(run.path / "model.keras")
     assert str(calibration_data_dir) not in json.dumps(written)
+    place = calibration_data_dir.name
+    assert written["dataset"]["data_dir"] == place
+    assert f"--data_dir={place} --num_examples=2 " in written["dataset"]["command"]
+    assert "--num_calibration=24 --seed=0" in written["dataset"]["command"]
 
     # By hand: the PIT of the calibration images, and the temperature that makes it uniform.
     batch = stored(calibration_data_dir, "calibration")

@@ -178,6 +178,26 @@ def test_ensemble_and_recalibration_are_in_the_commands(evaluated_run, tmp_path)
     assert "--run_dir=runs/tiny_member1\n" in flags
 
 
+def test_other_data_sets_of_an_evaluation_are_in_the_commands(evaluated_run, tmp_path):
+    (tmp_path / "tiny").mkdir()
+    own = publish._commands(RunFolder(evaluated_run), {"recalibration": None}, "tiny", tmp_path)
+    fresh = {"data_dir": "fresh", "command": "python tools/build_dataset.py --data_dir=fresh"}
+    maps = {"method": "isotonic", "split": "calibration"}
+    commands = publish._commands(
+        RunFolder(evaluated_run),
+        {"dataset": fresh, "recalibration": {**maps, "dataset": fresh}},
+        "tiny",
+        tmp_path / "tiny",
+    )
+    assert commands == [
+        *own[:-2],
+        fresh["command"],
+        "python tools/evaluate.py --run_dir=runs/tiny --recalibrate=isotonic "
+        "--calibration_split=calibration --calibration_data_dir=fresh --data_dir=fresh",
+        own[-1],
+    ]
+
+
 def test_run_that_fits_start_from_comes_first(evaluated_run, tmp_path):
     start = shutil.copytree(evaluated_run, tmp_path / "first")
     run = RunFolder(shutil.copytree(evaluated_run, tmp_path / "run"))
