@@ -21,12 +21,14 @@ the joint posterior; serve_features gives `features` [N, F], what the network gi
 serve_manifest gives `manifest` string [N], JSON that `Manifest.from_served` reads.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import tensorflow as tf
+from tensorflow.core.framework import function_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 
 from dlens_tf.evaluation.recalibration import Recalibration
@@ -147,23 +149,49 @@ def write_saved_model(
         },
         options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
     )
-    _drop_shapes(path)
+    _shrink(path)
 
 
-def _drop_shapes(path: Path) -> None:
-    """Removes the shape of each op's outputs from a SavedModel: a fifth of the graph.
+def _shrink(path: Path) -> None:
+    """Takes from a SavedModel what loaders don't need, the larger part of the graph.
 
-    They are hints that every loader infers again. The fingerprint, which is of the file as it was
-    before, goes with them; it is optional.
+    That is the shape of each op's outputs, hints that every loader infers again, and the long names
+    of the ops inside functions. The fingerprint, which is of the file as it was before, goes with
+    them; it is optional.
     """
     file = path / SAVED_MODEL
     saved_model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     for function in saved_model.meta_graphs[0].graph_def.library.function:
         for node in function.node_def:
             node.attr.pop("_output_shapes", None)
+        _shorten_names(function)
     # One order of what maps hold, so that the same model gives the same bytes.
     file.write_bytes(saved_model.SerializeToString(deterministic=True))
     (path / "fingerprint.pb").unlink(missing_ok=True)
+
+
+def _shorten_names(function: function_pb2.FunctionDef) -> None:
+    """Gives the ops inside a function numbers for names; only the function itself knows them."""
+    arguments = {argument.name for argument in function.signature.input_arg}
+    unused = (name for i in itertools.count() if (name := f"n{i}") not in arguments)
+    short = dict(zip((node.name for node in function.node_def), unused, strict=False))
+
+    def renamed(reference: str) -> str:
+        control = "^" if reference.startswith("^") else ""
+        name, colon, output = reference.removeprefix("^").partition(":")
+        return f"{control}{short.get(name, name)}{colon}{output}"
+
+    for node in function.node_def:
+        node.name = short[node.name]
+        node.input[:] = [renamed(reference) for reference in node.input]
+        if "_class" in node.attr:  # of ops to be placed together
+            together = node.attr["_class"].list.s
+            names = [place.decode().removeprefix("loc:@") for place in together]
+            together[:] = [f"loc:@{short.get(name, name)}".encode() for name in names]
+    for output, reference in list(function.ret.items()):
+        function.ret[output] = renamed(reference)
+    for output, name in list(function.control_ret.items()):
+        function.control_ret[output] = short[name]
 
 
 def _decoded(strings: tf.Tensor, image_shape: tuple[int, int, int], name: str) -> tf.Tensor:
