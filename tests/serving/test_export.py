@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from scipy import stats
+from tensorflow.core.protobuf import saved_model_pb2
 
 from dlens_tf.errors import UserError
 from dlens_tf.inference.bundle import Manifest
@@ -157,6 +158,16 @@ def test_manifest_in_the_graph_is_the_bundles(bundle):
     for text in (b"{", b"[]", b'{"format": 3}'):
         with pytest.raises(UserError, match="the model's served manifest is damaged"):
             Manifest.from_served(text)
+
+
+def test_graph_holds_no_more_than_loaders_need(bundle):
+    saved_model = saved_model_pb2.SavedModel.FromString((bundle / "saved_model.pb").read_bytes())
+    functions = saved_model.meta_graphs[0].graph_def.library.function
+    assert sum(len(function.node_def) for function in functions) > 100
+    for function in functions:
+        names = [node.name for node in function.node_def]
+        assert len(set(names)) == len(names) and max(map(len, names)) <= 6
+        assert not any("_output_shapes" in node.attr for node in function.node_def)
 
 
 def test_layout_and_manifest(exported_run, bundle):
