@@ -56,7 +56,7 @@ from dlens_tf.inference.posterior import OOD_THRESHOLD, Posterior
 from dlens_tf.io.files import file_checksum
 from dlens_tf.models.registry import given_to
 from dlens_tf.parameters import Choice, Derived, Parameter, ParameterSet, Uniform
-from dlens_tf.pipeline.reading import DatasetFolder, build_command, dataset_path, open_dataset
+from dlens_tf.pipeline.reading import DatasetFolder, build_command, open_dataset
 from dlens_tf.simulation.recipes import RECIPES, InformationLimit, Recipe
 from dlens_tf.simulation.splits import OPTIONAL_SPLIT_START, SPLIT_START
 from dlens_tf.training.cost import training_cost
@@ -357,12 +357,16 @@ def recalibrate_run(
     return recalibration
 
 
+def _absolute(path: str | Path) -> str:
+    return str(path) if "://" in str(path) else str(Path(path).resolve())
+
+
 def _describe_data(run: RunFolder, folder: DatasetFolder) -> dict[str, Any]:
     """Which data set it is, and the command that makes it; without paths of this machine."""
     config = run.config
-    own = dataset_path(config["dataset"], config["config"], config["data_dir"])
-    place = folder.path.parents[2].name
-    place = "data" if folder.path == own else f"other_{place}" if place == "data" else place
+    own, used = (_absolute(d) for d in (config["data_dir"], folder.path.parents[2]))
+    name = used.rstrip("/").rpartition("/")[2]
+    place = "data" if used == own else f"other_{name}" if name in ("", "data") else name
     return {
         "name": config["dataset"],
         "config": config["config"],

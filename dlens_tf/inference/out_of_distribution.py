@@ -41,7 +41,13 @@ MIN_IMAGES = 100
 LARGEST = 1e6
 """The score of images whose features are not finite."""
 
+_FEATURES_VERSION = 2
+"""Of the features' definitions: changes whenever these do."""
+
 _SMALLEST_SPREAD = 1e-3  # of a feature, in units of its rms: rounding differs between graphs
+_SMALLEST_SHARE = (
+    0.1  # of the middle spread of features of one unit: some hardly ever differ from 0
+)
 _SMALLEST_VARIANCE = 1e-2  # of a combination of standardised features, for the same reason
 
 Features = Mapping[str, np.ndarray]
@@ -114,11 +120,14 @@ class _Group:
     limit: float = 1.0
 
     @classmethod
-    def fit(cls, features: np.ndarray) -> "_Group":
+    def fit(cls, features: np.ndarray, one_unit: bool) -> "_Group":
+        """Learns from features [N, F]; `one_unit` if they are all of one kind."""
         features = np.asarray(features, np.float64)
         mean = features.mean(axis=0)
         rms = np.sqrt((features**2).mean(axis=0))
         spread = np.hypot(features.std(axis=0), _SMALLEST_SPREAD * rms)
+        if one_unit:
+            spread = np.maximum(spread, _SMALLEST_SHARE * np.median(spread))
         spread[spread == 0.0] = 1.0
         scaled = (features - mean) / spread
         variance, axes = np.linalg.eigh(scaled.T @ scaled / len(scaled))
@@ -145,6 +154,7 @@ class Detector:
       num_training: images whose mean and covariance are taken.
       num_held_out: images whose distances set the limits.
       model_sha256: checksum of the model whose features these are.
+      features_version: of the features' definitions.
     """
 
     groups: Mapping[str, _Group]
@@ -152,6 +162,7 @@ class Detector:
     num_training: int
     num_held_out: int
     model_sha256: str
+    features_version: int = _FEATURES_VERSION
 
     @classmethod
     def fit(cls, training: Features, held_out: Features, model_sha256: str) -> "Detector":
@@ -173,7 +184,7 @@ class Detector:
             )
         groups = {}
         for name, features in training.items():
-            group = _Group.fit(features)
+            group = _Group.fit(features, one_unit=name == "network")
             groups[name] = dataclasses.replace(group, limit=_limit(group.distance(held_out[name])))
         detector = cls(groups, 1.0, *numbers, model_sha256)
         return dataclasses.replace(detector, limit=_limit(detector.score(held_out)))
@@ -196,7 +207,13 @@ class Detector:
         }
         numbers = {
             field: getattr(self, field)
-            for field in ("limit", "num_training", "num_held_out", "model_sha256")
+            for field in (
+                "limit",
+                "num_training",
+                "num_held_out",
+                "model_sha256",
+                "features_version",
+            )
         }
         with atomic_write(path) as partial, open(partial, "wb") as stream:
             np.savez(stream, allow_pickle=False, **arrays, **numbers)
@@ -219,6 +236,7 @@ class Detector:
                     int(arrays["num_training"]),
                     int(arrays["num_held_out"]),
                     str(arrays["model_sha256"]),
+                    int(arrays["features_version"]) if "features_version" in arrays else 1,
                 )
         except Exception as error:  # a damaged archive fails in many ways
             raise UserError(f"{path} is damaged; remove it and evaluate the run again") from error
@@ -239,12 +257,13 @@ def _limit(values) -> float:
 
 
 def read_detector(run: RunFolder) -> Detector | None:
-    """The detector of a run's present model; None if it has none."""
+    """The detector of a run's present model; None if it has none, or one of other features."""
     path = run.detector_path
     if not path.is_file():
         return None
     detector = Detector.read(path)
-    return detector if detector.model_sha256 == file_checksum(run.model_path) else None
+    known = (file_checksum(run.model_path), _FEATURES_VERSION)
+    return detector if (detector.model_sha256, detector.features_version) == known else None
 
 
 def with_score(model: keras.Model, detector: Detector | None) -> Callable:

@@ -420,7 +420,7 @@ class LensFit(keras.layers.Layer):
         light, by_x, by_y = self._light(named, beta)
         before = {
             masses: self._deflection(named, 1, masses)
-            for masses in {_MOVED[name] for name in self.fitted if name in _MOVED}
+            for masses in dict.fromkeys(_MOVED[n] for n in self.fitted if n in _MOVED)
         }
         changes = []
         for name, std in zip(self.fitted, self._std, strict=True):

@@ -160,11 +160,15 @@ def _commands(run: RunFolder, evaluation: Mapping[str, Any], name: str, folder: 
         train(run, hub.FLAGS, run_dir)
     maps = evaluation["recalibration"]
     options = {"recalibrate": maps["method"], "calibration_split": maps["split"]} if maps else {}
-    for source, flag in ((maps or {}, "calibration_data_dir"), (evaluation, "data_dir")):
-        dataset = source.get("dataset", {})
-        if dataset.get("data_dir", "data") != "data":  # another than the training's
+    used = [source.get("dataset", {}) for source in (maps or evaluation, evaluation)]
+    places = [dataset.get("data_dir", "data") for dataset in used]
+    for dataset, place in zip(used, places, strict=True):
+        if place != "data":  # another than the training's
             add(dataset["command"])
-            options[flag] = dataset["data_dir"]
+    if places[0] != places[1]:
+        options["calibration_data_dir"] = places[0]
+    if places[1] != "data":
+        options["data_dir"] = places[1]
     commands.append(command_line("evaluate", run_dir=run_dir, **options))
     commands.append(command_line("publish", run_dir=run_dir, name=name))
     return commands

@@ -180,6 +180,7 @@ class Batcher:
             for part in parts:  # nobody waits for them any more
                 queue.discard(part)
                 part.answer.cancel()
+                part.parts = []  # a circle, which would keep the images until the next collection
         if len(answers) == 1:
             return answers[0]
         return {name: np.concatenate([a[name] for a in answers]) for name in answers[0]}
@@ -266,7 +267,7 @@ class Batcher:
         except Exception as error:  # the server goes on, whatever one request does to TensorFlow
             if len(batch) == 1:
                 refusal = _serving_error(error)
-                for part in batch[0].parts:  # at once: no worker shall begin another one
+                for part in batch[0].parts:  # at once, before a worker takes one that still waits
                     queue.discard(part)
                     _refuse(part, refusal)
                 return
