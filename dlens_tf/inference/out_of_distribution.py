@@ -45,9 +45,7 @@ _FEATURES_VERSION = 2
 """Of the features' definitions: changes whenever these do."""
 
 _SMALLEST_SPREAD = 1e-3  # of a feature, in units of its rms: rounding differs between graphs
-_SMALLEST_SHARE = (
-    0.1  # of the middle spread of features of one unit: some hardly ever differ from 0
-)
+_SMALLEST_SHARE = 0.1  # of the middle spread, if features have one unit: some are nearly always 0
 _SMALLEST_VARIANCE = 1e-2  # of a combination of standardised features, for the same reason
 
 Features = Mapping[str, np.ndarray]

@@ -1,6 +1,8 @@
+import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +22,12 @@ from dlens_tf.quantiles import MEDIAN, QUANTILE_LEVELS
 from dlens_tf.simulation.recipes import get_recipe
 
 
+def stored_folder(data_dir):
+    return open_dataset("deeplense", "model_ii_instrument", data_dir)
+
+
 def stored(data_dir, split="test"):
-    folder = open_dataset("deeplense", "model_ii_instrument", data_dir)
+    folder = stored_folder(data_dir)
     return next(read_batches(folder, split, 100).as_numpy_iterator())
 
 
@@ -123,6 +129,24 @@ def test_point_head_has_no_calibration(make_run):
         assert not {"stddev", "quantiles", "cdf"} & set(arrays)
     with pytest.raises(UserError, match="point estimates without an uncertainty"):
         evaluate.recalibrate_run(run.path, split="validation")
+
+
+@pytest.mark.parametrize(
+    ("data_dir", "place"),
+    [
+        ("{own}", "data"),
+        ("{own}/../{name}", "data"),
+        ("/x/fresh", "fresh"),
+        ("/x/data", "other_data"),
+    ],
+)
+def test_places_of_data_sets_are_told_apart(make_run, tiny_data_dir, monkeypatch, data_dir, place):
+    run = make_run()
+    folder = stored_folder(tiny_data_dir)
+    given = data_dir.format(own=tiny_data_dir, name=tiny_data_dir.name)
+    path = Path(given, *folder.path.parts[-3:])
+    told = evaluate._describe_data(run, dataclasses.replace(folder, path=path))
+    assert told["data_dir"] == place and f"--data_dir={place} " in f"{told['command']} "
 
 
 @pytest.fixture(scope="module")

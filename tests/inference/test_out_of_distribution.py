@@ -1,3 +1,5 @@
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -9,9 +11,12 @@ from dlens_tf.inference.out_of_distribution import (
     MIN_IMAGES,
     Detector,
     features_of,
+    read_detector,
     with_features,
     with_score,
 )
+from dlens_tf.io.files import file_checksum
+from dlens_tf.training.run_folder import RunFolder
 
 RNG = np.random.default_rng(0)
 MIXING = {"image": RNG.normal(size=(6, 6)), "network": RNG.normal(size=(3, 3))}
@@ -68,6 +73,41 @@ def test_constant_features_notice_a_change():
     changed = constant(100)
     changed["image"][:, 0] = 2.1
     assert (np.asarray(detector.score(changed)) > 1.0).all()
+
+
+def test_a_unit_that_is_nearly_always_silent_is_not_all_that_counts():
+    """A rectified unit that spoke a little for one image in 4,000, and does for a new one."""
+
+    def network(number, spoken):
+        values = np.maximum(RNG.normal(size=(number, 20)), 0.0)
+        values[:, 0] = 0.0
+        values[0, 0] = spoken
+        return {"network": values}
+
+    detector = Detector.fit(network(4000, 1e-3), network(4000, 1e-3), "")
+    alike = network(1, 0.0)["network"]
+    spoken = alike.copy()
+    spoken[0, 0] = 5e-3
+    silent, little, loud = (
+        float(detector.score({"network": values})[0])
+        for values in (alike, spoken, spoken + np.eye(1, 20))
+    )
+    assert little == pytest.approx(silent, abs=0.1) and loud > 2.0
+
+
+def test_detector_of_other_features_is_none(detector, tmp_path):
+    run = RunFolder(tmp_path)
+    run.model_path.write_bytes(b"model")
+    own = dataclasses.replace(detector, model_sha256=file_checksum(run.model_path))
+    own.write(run.detector_path)
+    assert read_detector(run) is not None
+    for other in ({"model_sha256": "0" * 64}, {"features_version": 1}):
+        dataclasses.replace(own, **other).write(run.detector_path)
+        assert read_detector(run) is None
+    with np.load(run.detector_path) as arrays:  # as it was before there were versions
+        old = {name: arrays[name] for name in arrays.files if name != "features_version"}
+    np.savez(run.detector_path, **old)
+    assert read_detector(run) is None
 
 
 def test_file(detector, tmp_path):

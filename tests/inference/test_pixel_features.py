@@ -24,6 +24,12 @@ def test_noise_is_that_of_second_differences():
     assert abs(found[:, 0].mean() - expected) < 0.03
 
 
+def test_of_a_large_image_some_pixels_will_do():
+    """Every seventh of the border: the same noise, to a few hundredths."""
+    found = features(noise(8, side=150, sigma=0.3))[:, 0, 0]
+    np.testing.assert_allclose(found, np.log(0.3 * 6.0 * 0.6745), atol=0.1)
+
+
 def test_smooth_light_is_no_noise():
     axis = np.linspace(-1.0, 1.0, 64)
     light = np.exp(-(axis[:, None] ** 2 + axis**2) / 0.05)[None, ..., None]

@@ -7,7 +7,7 @@ from keras import ops
 from lenstronomy.LensModel.lens_model import LensModel
 
 from dlens_tf.errors import UserError
-from dlens_tf.models import fitting
+from dlens_tf.models import fitting, lens_fit
 from dlens_tf.models.lens_fit import (
     LensFit,
     TemplateStart,
@@ -94,6 +94,23 @@ def test_derivatives_are_those_of_the_smooth_model(free):
         error = np.linalg.norm(np.array(columns)[:, i] - expected, axis=(1, 2))
         size = np.linalg.norm(expected, axis=(1, 2))
         assert np.median(error / size) < 0.1, name
+
+
+def test_each_parameter_moves_the_masses_that_it_is_said_to(free):
+    fit, _, lenses = free
+    named = fit._named(truth(fit, lenses))
+    moving = [name for name in fit.fitted if name in lens_fit._MOVED]
+    assert set(moving) == {"theta_E", "e1", "e2", "center_x", "center_y"}
+    for name in moving:
+        moved = {**named, name: named[name] + 0.1}
+        partly, wholly = (
+            np.array(fit._deflection(moved, 1, masses))
+            - np.array(fit._deflection(named, 1, masses))
+            for masses in (lens_fit._MOVED[name], lens_fit._MASSES)
+        )
+        np.testing.assert_allclose(partly, wholly, atol=1e-5, err_msg=name)
+    # Those in no table move none of them, and are differentiated otherwise.
+    assert set(fit.fitted) - set(moving) >= {"gamma1", "gamma2", "source_x", "source_magnitude"}
 
 
 def test_fit_finds_the_source_behind_a_known_lens(legacy):

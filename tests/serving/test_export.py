@@ -166,7 +166,8 @@ def test_graph_holds_no_more_than_loaders_need(bundle):
     assert sum(len(function.node_def) for function in functions) > 100
     for function in functions:
         names = [node.name for node in function.node_def]
-        assert len(set(names)) == len(names) and max(map(len, names)) <= 6
+        assert len(set(names)) == len(names)
+        assert all(len(name) <= 6 for name in names)
         assert not any("_output_shapes" in node.attr for node in function.node_def)
 
 

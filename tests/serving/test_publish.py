@@ -193,9 +193,17 @@ def test_other_data_sets_of_an_evaluation_are_in_the_commands(evaluated_run, tmp
         *own[:-2],
         fresh["command"],
         "python tools/evaluate.py --run_dir=runs/tiny --recalibrate=isotonic "
-        "--calibration_split=calibration --calibration_data_dir=fresh --data_dir=fresh",
+        "--calibration_split=calibration --data_dir=fresh",
         own[-1],
     ]
+    # evaluate.py would take the test's data set for the maps, too.
+    mixed = publish._commands(
+        RunFolder(evaluated_run),
+        {"dataset": fresh, "recalibration": {**maps, "dataset": {"data_dir": "data"}}},
+        "tiny",
+        tmp_path / "tiny",
+    )
+    assert mixed[-2].endswith(" --calibration_data_dir=data --data_dir=fresh")
 
 
 def test_run_that_fits_start_from_comes_first(evaluated_run, tmp_path):

@@ -1,6 +1,8 @@
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -175,6 +177,24 @@ def test_nor_are_those_of_the_same_batch(local_options):
         await asyncio.gather(*others)
 
     assert run(test, local_options, workers=2, max_batch_size=8) == [1, 1, 8, 4]
+
+
+def test_an_answered_request_is_not_kept(local_options):
+    """Its images go at once, and not when the next collection comes."""
+
+    async def test(model, ask, batcher):
+        inputs = rows(1.0)
+        watched = weakref.ref(inputs["x"])
+        await batcher.run(model, "double", inputs)
+        del inputs
+        await asyncio.sleep(0.01)
+        assert watched() is None
+
+    gc.disable()
+    try:
+        run(test, local_options)
+    finally:
+        gc.enable()
 
 
 def test_parts_large_requests(local_options):
