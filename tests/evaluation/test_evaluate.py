@@ -20,6 +20,7 @@ from dlens_tf.pipeline.build import build_dataset
 from dlens_tf.pipeline.reading import open_dataset, read_batches
 from dlens_tf.quantiles import MEDIAN, QUANTILE_LEVELS
 from dlens_tf.simulation.recipes import get_recipe
+from dlens_tf.training.run_folder import RunFolder
 
 
 def stored_folder(data_dir):
@@ -140,8 +141,8 @@ def test_point_head_has_no_calibration(make_run):
         ("/x/data", "other_data"),
     ],
 )
-def test_places_of_data_sets_are_told_apart(make_run, tiny_data_dir, monkeypatch, data_dir, place):
-    run = make_run()
+def test_places_of_data_sets_are_told_apart(make_run, tiny_data_dir, data_dir, place):
+    run = RunFolder(make_run().path)
     folder = stored_folder(tiny_data_dir)
     given = data_dir.format(own=tiny_data_dir, name=tiny_data_dir.name)
     path = Path(given, *folder.path.parts[-3:])
