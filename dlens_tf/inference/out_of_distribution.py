@@ -45,7 +45,7 @@ _FEATURES_VERSION = 2
 """Of the features' definitions: changes whenever these do."""
 
 _SMALLEST_SPREAD = 1e-3  # of a feature, in units of its rms: rounding differs between graphs
-_SMALLEST_SHARE = 0.1  # of the middle spread, if features have one unit: some are nearly always 0
+_SMALLEST_SHARE = 0.1  # of the spreads' rms, where features have one unit: some are nearly always 0
 _SMALLEST_VARIANCE = 1e-2  # of a combination of standardised features, for the same reason
 
 Features = Mapping[str, np.ndarray]
@@ -125,7 +125,7 @@ class _Group:
         rms = np.sqrt((features**2).mean(axis=0))
         spread = np.hypot(features.std(axis=0), _SMALLEST_SPREAD * rms)
         if one_unit:
-            spread = np.maximum(spread, _SMALLEST_SHARE * np.median(spread))
+            spread = np.maximum(spread, _SMALLEST_SHARE * np.sqrt(np.mean(spread**2)))
         spread[spread == 0.0] = 1.0
         scaled = (features - mean) / spread
         variance, axes = np.linalg.eigh(scaled.T @ scaled / len(scaled))

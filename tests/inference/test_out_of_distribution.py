@@ -80,7 +80,7 @@ def test_a_unit_that_is_nearly_always_silent_is_not_all_that_counts():
 
     def network(number, spoken):
         values = np.maximum(RNG.normal(size=(number, 20)), 0.0)
-        values[:, 0] = 0.0
+        values[:, 0] = values[:, 8:] = 0.0  # most never speak
         values[0, 0] = spoken
         return {"network": values}
 
@@ -92,7 +92,7 @@ def test_a_unit_that_is_nearly_always_silent_is_not_all_that_counts():
         float(detector.score({"network": values})[0])
         for values in (alike, spoken, spoken + np.eye(1, 20))
     )
-    assert little == pytest.approx(silent, abs=0.1) and loud > 2.0
+    assert little == pytest.approx(silent, abs=0.3) and loud > 1.5
 
 
 def test_detector_of_other_features_is_none(detector, tmp_path):
