@@ -36,7 +36,7 @@ class _Request:
     Attributes:
       inputs, rows: what it asks, and for how much of a batch it counts.
       answer: outputs or ServingError.
-      parts: all parts of the client's request, this one included.
+      parts: all parts of the client's request, this one included, while it is awaited.
     """
 
     inputs: Tensors
@@ -162,8 +162,6 @@ class Batcher:
           ServingError: RESOURCE_EXHAUSTED if too many wait already, or what TensorFlow objects to.
         """
         parts = self._parts(model, signature, inputs)
-        for part in parts:
-            part.parts = parts
         self._admit(model, len(parts))
         shapes = tuple(inputs[name].shape[1:] for name in sorted(inputs))
         key = (model, signature, shapes)
@@ -172,6 +170,7 @@ class Batcher:
             self._queues[key] = _Queue(model, signature, options.max_batch_size, options.workers)
         queue = self._queues[key]
         for part in parts:
+            part.parts = parts
             queue.put(part)
         self._add_lane(key, queue)
         try:

@@ -179,7 +179,7 @@ def test_nor_are_those_of_the_same_batch(local_options):
     assert run(test, local_options, workers=2, max_batch_size=8) == [1, 1, 8, 4]
 
 
-def test_an_answered_request_is_not_kept(local_options):
+def test_a_request_that_has_ended_is_not_kept(local_options):
     """Its images go at once, and not when the next collection comes."""
 
     async def test(model, ask, batcher):
@@ -189,10 +189,21 @@ def test_an_answered_request_is_not_kept(local_options):
         del inputs
         await asyncio.sleep(0.01)
         assert watched() is None
+        first = await hold(model, ask)
+        waiting = ask(rows(1.0))
+        await gathered(batcher, 1)
+        inputs = rows(2.0)
+        watched = weakref.ref(inputs["x"])
+        with pytest.raises(ServingError, match="waiting already"):
+            await batcher.run(model, "double", inputs)
+        del inputs
+        assert watched() is None  # nor is a refused one
+        model.free.set()
+        await asyncio.gather(first, waiting)
 
     gc.disable()
     try:
-        run(test, local_options)
+        run(test, local_options, max_enqueued=1)
     finally:
         gc.enable()
 
